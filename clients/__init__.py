@@ -1,0 +1,1 @@
+"""The clients' wing: JAX trainers, tasks and attacks for a Flower ClientApp."""

@@ -1,0 +1,92 @@
+"""Every exception that fl-plugins raises on purpose.
+
+Each one is also a built-in exception, so that callers need not know this module::
+
+    FLPluginsError
+    ├── PluginError                      finding and loading plugins
+    │   ├── UnknownPluginError           LookupError
+    │   ├── DuplicatePluginError         ValueError
+    │   ├── PluginLoadError              ImportError
+    │   └── ShadowedPackageError         ImportError
+    ├── SpecError                        ValueError: the text does not parse
+    ├── ConfigError                      ValueError: a parameter breaks its rule
+    │   └── ConfigTypeError              TypeError: a parameter has the wrong type
+    ├── ContractError                    ValueError: layers that may not be stacked
+    ├── PreconditionError                ValueError: too few updates for the guarantee asked for
+    ├── StructureError                   ValueError: arrays with other keys, shapes or dtypes
+    ├── ReplyError                       ValueError: one client's reply is unusable
+    ├── QuorumError                      RuntimeError: too few usable replies
+    ├── DataError                        ValueError: a partition or data set that cannot be trained on
+    ├── CheckpointError                  ValueError: damaged, or of another run
+    └── RunFailedError                   RuntimeError: a run that Flower reports as failed
+
+A message says name, value, rule, remedy. Secrets never appear in one.
+"""
+
+
+class FLPluginsError(Exception):
+    """Root of the tree: ``except FLPluginsError`` catches everything raised here on purpose."""
+
+
+class PluginError(FLPluginsError):
+    """A plugin could not be found, told apart or loaded."""
+
+
+class UnknownPluginError(PluginError, LookupError):
+    """No plugin of that kind has that name."""
+
+
+class DuplicatePluginError(PluginError, ValueError):
+    """Two owners claim the same kind and name."""
+
+
+class PluginLoadError(PluginError, ImportError):
+    """The plugin exists but its module cannot be imported."""
+
+
+class ShadowedPackageError(PluginError, ImportError):
+    """A folder on ``sys.path`` hides the distribution that should have been imported."""
+
+
+class SpecError(FLPluginsError, ValueError):
+    """A plugin spec that does not parse."""
+
+
+class ConfigError(FLPluginsError, ValueError):
+    """A parameter whose value breaks its rule."""
+
+
+class ConfigTypeError(ConfigError, TypeError):
+    """A parameter of the wrong type."""
+
+
+class ContractError(FLPluginsError, ValueError):
+    """Layers whose needs and promises do not fit together."""
+
+
+class PreconditionError(FLPluginsError, ValueError):
+    """Too few updates for the guarantee that was asked for."""
+
+
+class StructureError(FLPluginsError, ValueError):
+    """Arrays with other keys, shapes or dtypes than the model has."""
+
+
+class ReplyError(FLPluginsError, ValueError):
+    """One client's reply is unusable; the reason is the message."""
+
+
+class QuorumError(FLPluginsError, RuntimeError):
+    """Too few usable replies to go on."""
+
+
+class DataError(FLPluginsError, ValueError):
+    """A partition or data set that cannot be used."""
+
+
+class CheckpointError(FLPluginsError, ValueError):
+    """A checkpoint that is damaged or belongs to another run."""
+
+
+class RunFailedError(FLPluginsError, RuntimeError):
+    """Flower reports the run as failed."""

@@ -1,0 +1,149 @@
+"""What a task gives and what a trainer does: the interface between data, model and federation.
+
+A *task* is a model and its data. A *trainer* turns global parameters and one client's data into that
+client's new parameters. Neither knows Flower: a trainer is tested without a network.
+
+Parameters travel as *named arrays*: a flat ``dict`` from tree path to NumPy array. The first part of a
+path is the collection: ``params/...`` is trained, ``batch_stats/...`` and ``state/...`` are carried along.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+NamedArrays = dict[str, NDArray[Any]]
+"""Flat mapping from tree path (``"params/dense/kernel"``) to array, in a fixed order."""
+
+PyTree = Any
+"""Any nesting of dicts, lists and tuples with arrays as leaves (a JAX pytree)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Examples of one client: ``x`` is ``(n, ...)``, ``y`` is ``(n,)`` or ``(n, ...)``.
+
+    Raises
+    ------
+    DataError
+        If ``x`` and ``y`` do not have the same number of examples.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+
+    def __post_init__(self) -> None:
+        if self.x.ndim == 0 or self.y.ndim == 0 or len(self.x) != len(self.y):
+            raise DataError(
+                f"Dataset: x has shape {self.x.shape} and y {self.y.shape}, but both need the same first "
+                "axis (examples); check the task's loader."
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, indices: NDArray[np.integer[Any]]) -> "Dataset":
+        """Return the examples at ``indices``, in that order."""
+        return Dataset(self.x[indices], self.y[indices])
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's examples: what it trains on and what it evaluates on (which may be empty)."""
+
+    train: Dataset
+    validation: Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A pure model: ``init(key) -> variables`` and ``apply(variables, x, train=, key=)``.
+
+    ``variables`` is ``{"params": pytree, ...}``; every collection beside ``params`` (``batch_stats``,
+    ``state``) is non-trainable. ``apply`` returns ``(outputs, variables_without_params)``: the outputs for
+    ``x`` of shape ``(b, ...)`` and the updated non-trainable collections (unchanged if ``train`` is false).
+    """
+
+    init: Callable[[Any], dict[str, PyTree]]
+    apply: Callable[..., tuple[Any, dict[str, PyTree]]]
+
+
+PerExample = Callable[[Any, Any], Any]
+"""``(outputs, y) -> (b,)``: one value per example, traceable by JAX."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model with its loss, metrics and data.
+
+    Parameters
+    ----------
+    name : str
+        The name in messages and logs.
+    model : Model
+        See :class:`Model`; ``clients.models`` adapts Flax modules.
+    loss : PerExample
+        Per-example loss; the trainer averages it over real (not padding) examples.
+    metrics : Mapping[str, PerExample]
+        Further per-example values that evaluation averages, for example ``accuracy``.
+    load_partition : Callable[[int, int], ClientData]
+        ``(partition_id, num_partitions)`` to that client's data; deterministic.
+    load_test : Callable[[], Dataset], optional
+        The held-out examples for evaluation at the server, if there are any.
+    num_classes : int, optional
+        Number of classes of a classification task (label attacks need it).
+    """
+
+    name: str
+    model: Model
+    loss: PerExample
+    metrics: Mapping[str, PerExample] = field(default_factory=dict)
+    load_partition: Callable[[int, int], ClientData]
+    load_test: Callable[[], Dataset] | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What local training gives back: new *parameters* (not the update), examples used, metrics."""
+
+    arrays: NamedArrays
+    num_examples: int
+    metrics: dict[str, float]
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """A client plugin: built once per process with ``task=...``, then called for every message."""
+
+    def init(self, *, seed: int) -> NamedArrays:
+        """Return freshly initialised parameters; equal seeds give equal bits."""
+        ...
+
+    def train(self, arrays: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:
+        """Train locally from ``arrays`` on ``data``; raises ``DataError`` if it has no examples."""
+        ...
+
+    def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:
+        """Return ``loss`` and the task's metrics, averaged over ``data``'s examples."""
+        ...
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A hostile client's behaviour, for benchmarks and tests: poisons its data, its update, or both."""
+
+    num_byzantine: int
+    """Number of hostile clients: the partitions with id ``0 .. num_byzantine - 1``."""
+
+    def poison_data(self, data: Dataset, *, num_classes: int | None) -> Dataset:
+        """Return the data that the hostile client trains on."""
+        ...
+
+    def poison_update(self, update: NamedArrays, *, seed: int) -> NamedArrays:
+        """Return the update (float arrays only: client − global) that the hostile client sends."""
+        ...

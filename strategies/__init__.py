@@ -1,0 +1,1 @@
+"""The server's wing: strategies for a Flower ServerApp."""
