@@ -16,6 +16,7 @@ Each one is also a built-in exception, so that callers need not know this module
     ├── StructureError                   ValueError: arrays with other keys, shapes or dtypes
     ├── ReplyError                       ValueError: one client's reply is unusable
     ├── QuorumError                      RuntimeError: too few usable replies
+    ├── DivergenceError                  ArithmeticError: the aggregated parameters are not finite
     ├── DataError                        ValueError: a partition or data set that cannot be trained on
     ├── CheckpointError                  ValueError: damaged, or of another run
     └── RunFailedError                   RuntimeError: a run that Flower reports as failed
@@ -23,9 +24,16 @@ Each one is also a built-in exception, so that callers need not know this module
 A message says name, value, rule, remedy. Secrets never appear in one.
 """
 
+from typing import Any
+
 
 class FLPluginsError(Exception):
-    """Root of the tree: ``except FLPluginsError`` catches everything raised here on purpose."""
+    """Root of the tree: ``except FLPluginsError`` catches everything raised here on purpose.
+
+    An error that ends a run carries what was reached until then as ``result`` (a Flower ``Result``).
+    """
+
+    result: Any = None
 
 
 class PluginError(FLPluginsError):
@@ -78,6 +86,10 @@ class ReplyError(FLPluginsError, ValueError):
 
 class QuorumError(FLPluginsError, RuntimeError):
     """Too few usable replies to go on."""
+
+
+class DivergenceError(FLPluginsError, ArithmeticError):
+    """The aggregated parameters are no longer finite numbers."""
 
 
 class DataError(FLPluginsError, ValueError):

@@ -1,0 +1,213 @@
+"""Supervised local training, FedAvg's and FedProx's client, as one jitted program per bucket of sizes."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import optax
+from numpy.typing import NDArray
+
+from fl_plugins.errors import ConfigError, ConfigTypeError
+from fl_plugins.pytrees import flatten_named, unflatten_named
+from fl_plugins.registry import Kind, PluginKind, register
+from fl_plugins.spec import build
+from fl_plugins.training import Dataset, NamedArrays, PerExample, PyTree, Task, TrainResult
+
+from .buckets import pad_to_bucket
+from .compilation_cache import enable_compilation_cache
+from .local_train import make_evaluate, make_local_train
+
+EVALUATION_UNIT = 32
+"""Smallest bucket of evaluation; all are powers of two of it."""
+
+
+@register(
+    Kind.CLIENT,
+    "supervised",
+    paper="McMahan et al. 2017, Algorithm 1 (ClientUpdate); Li et al. 2020, FedProx, Algorithm 2",
+)
+@dataclass(frozen=True, eq=False)
+class Supervised:
+    """Train the task's model for some epochs of shuffled mini-batches from the global parameters.
+
+    Build it once per process: its programs are compiled once per bucket of data set sizes and loaded from
+    JAX's persistent cache by later processes. The optimizer starts afresh at every call of :meth:`train`.
+
+    Parameters
+    ----------
+    task : Task
+        Model, loss, metrics and data.
+    optimizer : str or optax.GradientTransformation
+        A registered optimizer, ``'sgd'`` or ``adam(b1=0.8)``, or any optax transformation from Python.
+    learning_rate : float
+        Given to a named optimizer that does not set its own; > 0. Choose it for the optimizer: the default
+        is one for SGD, about a hundred times too large for Adam.
+    local_epochs : int
+        Passes over the client's examples, E; >= 1.
+    batch_size : int
+        Examples per step, B; >= 1. A last batch that is smaller is trained on as such.
+    proximal_mu : float
+        FedProx's μ, the pull towards the global parameters; >= 0, and 0 is FedAvg.
+
+    Guarantees
+    ----------
+    On one machine, equal arrays, data and seed give equal bits, in whichever bucket the data lie. Inputs
+    are not written to.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter breaks its rule, or the model's parameters are not floating-point.
+    """
+
+    task: Task
+    optimizer: Annotated[str | optax.GradientTransformation, PluginKind(Kind.OPTIMIZER)] = field(
+        default="sgd", kw_only=True
+    )
+    learning_rate: float = field(default=0.1, kw_only=True)
+    local_epochs: int = field(default=1, kw_only=True)
+    batch_size: int = field(default=32, kw_only=True)
+    proximal_mu: float = field(default=0.0, kw_only=True)
+    _like: dict[str, PyTree] = field(init=False, repr=False)
+    _init: Callable[..., Any] = field(init=False, repr=False)
+    _local_train: Callable[..., Any] = field(init=False, repr=False)
+    _evaluate: Callable[..., Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("local_epochs", "batch_size"):
+            _check_count(name, getattr(self, name))
+        _check_number("learning_rate", self.learning_rate, positive=True)
+        _check_number("proximal_mu", self.proximal_mu, positive=False)
+        if "loss" in self.task.metrics:
+            raise ConfigError(
+                f"supervised: task {self.task.name!r} has a metric named 'loss', which is the loss's own name; "
+                "rename the metric."
+            )
+        optimizer = _optimizer(self.optimizer, learning_rate=self.learning_rate)
+        enable_compilation_cache()
+        like = jax.eval_shape(self.task.model.init, jax.random.key(0))
+        _check_variables(like, task=self.task.name)
+        values: Mapping[str, PerExample] = {"loss": self.task.loss, **self.task.metrics}
+        local_train = make_local_train(
+            self.task.model,
+            self.task.loss,
+            optimizer=optimizer,
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            proximal_mu=float(self.proximal_mu),
+        )
+        programs = {
+            "_like": like,
+            "_init": jax.jit(self.task.model.init),
+            # The new variables are written where the old ones were; nothing else has their shapes.
+            "_local_train": jax.jit(local_train, donate_argnums=0),
+            "_evaluate": jax.jit(make_evaluate(self.task.model, values)),
+        }
+        for name, program in programs.items():
+            object.__setattr__(self, name, program)
+
+    def init(self, *, seed: int) -> NamedArrays:
+        """Return freshly initialised parameters; equal seeds give equal bits."""
+        return flatten_named(jax.device_get(self._init(_key(seed))))
+
+    def train(self, arrays: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:
+        """Return the parameters after ``local_epochs`` over ``data``, starting from ``arrays``.
+
+        Metrics: ``loss``, the mean over all examples of all epochs, each taken just before the step that
+        uses it, and ``last_epoch_loss``, the same over the last epoch only; both without the proximal term.
+        What diverges is returned as it is, with its NaN.
+
+        Raises
+        ------
+        DataError
+            If there are no examples.
+        StructureError
+            If ``arrays`` are not the model's.
+        """
+        padded = pad_to_bucket(data, unit=self.batch_size)
+        variables, epoch_losses = jax.device_get(
+            self._local_train(self._variables(arrays), *padded, _key(seed))
+        )
+        return TrainResult(
+            arrays=flatten_named(variables),
+            num_examples=len(data),
+            metrics={
+                "loss": float(np.mean(epoch_losses, dtype=np.float64)),
+                "last_epoch_loss": float(epoch_losses[-1]),
+            },
+        )
+
+    def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:
+        """Return ``loss`` and the task's metrics, averaged over the examples.
+
+        Raises
+        ------
+        DataError
+            If there are no examples.
+        StructureError
+            If ``arrays`` are not the model's.
+        """
+        padded = pad_to_bucket(data, unit=EVALUATION_UNIT)
+        sums = jax.device_get(self._evaluate(self._variables(arrays), *padded))
+        return {name: float(total) / len(data) for name, total in sums.items()}
+
+    def _variables(self, arrays: NamedArrays) -> dict[str, PyTree]:
+        """Return ``arrays`` as the model's variables, checked."""
+        variables: dict[str, PyTree] = unflatten_named(arrays, self._like)
+        return variables
+
+
+def _key(seed: int) -> jax.Array:
+    """Return the key of a seed; all 64 bits count, whether or not JAX's 64-bit mode is on."""
+    words = np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
+
+
+def _optimizer(optimizer: Any, *, learning_rate: float) -> optax.GradientTransformation:
+    """Return the optax transformation that ``optimizer`` names or is."""
+    if isinstance(optimizer, str):
+        optimizer = build(Kind.OPTIMIZER, optimizer, defaults={"learning_rate": float(learning_rate)})
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ConfigTypeError(
+            f"supervised: optimizer={optimizer!r} must be the name of a registered optimizer or an optax "
+            "transformation; try 'sgd'."
+        )
+    return optimizer
+
+
+def _check_count(name: str, value: int) -> None:
+    """Raise unless ``value`` is an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigTypeError(f"supervised: {name}={value!r} must be an int; give a whole number.")
+    if value < 1:
+        raise ConfigError(f"supervised: {name}={value} must be >= 1; raise it.")
+
+
+def _check_number(name: str, value: float, *, positive: bool) -> None:
+    """Raise unless ``value`` is finite and > 0 (or >= 0)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigTypeError(f"supervised: {name}={value!r} must be a number; give an int or a float.")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ConfigError(
+            f"supervised: {name}={value!r} must be finite and {'>' if positive else '>='} 0; choose such a "
+            "number."
+        )
+
+
+def _check_variables(like: dict[str, PyTree], *, task: str) -> None:
+    """Raise unless the model has parameters and all of them are floating-point."""
+    parameters: dict[str, NDArray[Any]] = {
+        "/".join(str(getattr(part, "key", part)) for part in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(like.get("params", {}))[0]
+    }
+    if not parameters:
+        raise ConfigError(f"supervised: the model of task {task!r} has no parameters; nothing can be trained.")
+    for name, leaf in parameters.items():
+        if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+            raise ConfigError(
+                f"supervised: parameter {name!r} of task {task!r} has dtype {leaf.dtype}, but only "
+                "floating-point parameters can be trained; move it to another collection."
+            )

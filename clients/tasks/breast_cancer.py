@@ -1,0 +1,97 @@
+"""Breast cancer diagnosis from 30 measurements of cell nuclei: scikit-learn's bundled 569 cases, two classes.
+
+Street, Wolberg and Mangasarian 1993, "Nuclear feature extraction for breast tumor diagnosis" (WDBC). No
+download.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from fl_plugins.errors import ConfigError
+from fl_plugins.registry import Kind, register
+from fl_plugins.training import Dataset, Task
+
+from ..losses import accuracy, softmax_cross_entropy
+from ..models import nnx_model
+from ..networks import MLP
+from ..partitioned import Partition, Partitioned
+
+NUM_CLASSES = 2
+NUM_FEATURES = 30
+
+
+@register(Kind.TASK, "breast_cancer", paper="Street, Wolberg and Mangasarian 1993")
+def breast_cancer(
+    *,
+    model: Literal["mlp", "logistic"] = "mlp",
+    partition: Partition = "iid",
+    alpha: float = 0.5,
+    labels_per_client: int = 1,
+    min_examples: int = 0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> Task:
+    """Return the task of telling malignant (0) from benign (1) cases.
+
+    ``x`` is ``(n, 30)`` float32, ``y`` is ``(n,)`` int32. Features are standardised with the mean and
+    standard deviation of *all* clients' training cases together: two public constants per feature here. A
+    real federation has to take them from public data or compute them federatedly.
+
+    Parameters
+    ----------
+    model : {"mlp", "logistic"}
+        One hidden layer of 32, or logistic regression.
+    partition : {"iid", "dirichlet", "by_label"}
+        How training cases are dealt to clients.
+    alpha : float
+        Concentration of ``dirichlet``: small is uneven.
+    labels_per_client : int
+        Classes per client of ``by_label``.
+    min_examples : int
+        With ``dirichlet``, draw again until every client has as many.
+    test_fraction : float
+        Share of the cases that no client gets: the server's test set.
+    validation_fraction : float
+        Share of each client's cases that it evaluates on.
+    seed : int
+        Seed of the splits (not of training): equal on all nodes.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter breaks its rule.
+    """
+    data = Partitioned(
+        task="breast_cancer",
+        load=load_cases,
+        partition=partition,
+        alpha=alpha,
+        labels_per_client=labels_per_client,
+        min_examples=min_examples,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        standardise=True,
+    )
+    if model not in ("mlp", "logistic"):
+        raise ConfigError(f"breast_cancer: model={model!r} must be one of mlp, logistic; choose one.")
+    hidden = (32,) if model == "mlp" else ()
+    return Task(
+        name="breast_cancer",
+        model=nnx_model(lambda rngs: MLP(NUM_FEATURES, NUM_CLASSES, hidden=hidden, rngs=rngs)),
+        loss=softmax_cross_entropy,
+        metrics={"accuracy": accuracy},
+        load_partition=data.load_partition,
+        load_test=data.load_test,
+        num_classes=NUM_CLASSES,
+    )
+
+
+def load_cases() -> Dataset:
+    """Return all 569 cases in the features' own units, as float64."""
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    return Dataset(x, y.astype(np.int32))

@@ -1,0 +1,97 @@
+"""Handwritten digits: scikit-learn's bundled 1,797 grey images of 8×8 pixels, ten classes.
+
+Alpaydin and Kaynak 1998, UCI Machine Learning Repository, "Optical Recognition of Handwritten Digits" (its
+test part). No download.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from fl_plugins.errors import ConfigError
+from fl_plugins.registry import Kind, register
+from fl_plugins.training import Dataset, Task
+
+from ..losses import accuracy, softmax_cross_entropy
+from ..models import nnx_model
+from ..networks import CNN, MLP
+from ..partitioned import Partition, Partitioned
+
+NUM_CLASSES = 10
+
+
+@register(Kind.TASK, "digits", paper="Alpaydin and Kaynak 1998, UCI ML Repository")
+def digits(
+    *,
+    model: Literal["cnn", "mlp"] = "cnn",
+    partition: Partition = "iid",
+    alpha: float = 0.5,
+    labels_per_client: int = 2,
+    min_examples: int = 0,
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.1,
+    seed: int = 0,
+) -> Task:
+    """Return the task of classifying 8×8 images of handwritten digits.
+
+    ``x`` is ``(n, 8, 8, 1)`` float32 in [0, 1], ``y`` is ``(n,)`` int32 in 0..9.
+
+    Parameters
+    ----------
+    model : {"cnn", "mlp"}
+        Two convolutions and a hidden layer, or one hidden layer of 64.
+    partition : {"iid", "dirichlet", "by_label"}
+        How training examples are dealt to clients.
+    alpha : float
+        Concentration of ``dirichlet``: small is uneven.
+    labels_per_client : int
+        Classes per client of ``by_label``.
+    min_examples : int
+        With ``dirichlet``, draw again until every client has as many.
+    test_fraction : float
+        Share of the images that no client gets: the server's test set.
+    validation_fraction : float
+        Share of each client's images that it evaluates on.
+    seed : int
+        Seed of the splits (not of training): equal on all nodes.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter breaks its rule.
+    """
+    data = Partitioned(
+        task="digits",
+        load=load_images,
+        partition=partition,
+        alpha=alpha,
+        labels_per_client=labels_per_client,
+        min_examples=min_examples,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+    match model:
+        case "cnn":
+            network = nnx_model(lambda rngs: CNN((8, 8, 1), NUM_CLASSES, rngs=rngs))
+        case "mlp":
+            network = nnx_model(lambda rngs: MLP(64, NUM_CLASSES, hidden=(64,), rngs=rngs))
+        case _:
+            raise ConfigError(f"digits: model={model!r} must be one of cnn, mlp; choose one.")
+    return Task(
+        name="digits",
+        model=network,
+        loss=softmax_cross_entropy,
+        metrics={"accuracy": accuracy},
+        load_partition=data.load_partition,
+        load_test=data.load_test,
+        num_classes=NUM_CLASSES,
+    )
+
+
+def load_images() -> Dataset:
+    """Return all 1,797 images, pixels scaled from 0..16 to [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return Dataset((bunch.images[..., None] / 16).astype(np.float32), bunch.target.astype(np.int32))

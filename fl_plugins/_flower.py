@@ -1,0 +1,164 @@
+"""The one door to flwr's non-public modules: an upgrade of flwr breaks here and nowhere else.
+
+Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what each piece must still do.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.supercore.run import Run as Run
+from flwr.supercore.task_identity import TaskIdentity
+
+CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+"""Error code of a reply that says that the ClientApp could not do what was asked."""
+
+
+def through_the_wire(message: Message) -> Message:
+    """Return ``message`` serialised and read back, as a network would deliver it."""
+    return message_from_proto(message_to_proto(message))
+
+
+@contextmanager
+def server_identity(*, run_id: int = 1, task_id: int = 1, node_id: int = 1) -> Iterator[None]:
+    """Let ``Message(...)`` be created outside a Flower run, as a ServerApp would create it."""
+    names = {"_run_id": run_id, "_task_id": task_id, "_node_id": node_id}
+    before = {name: getattr(TaskIdentity, name) for name in names}
+    for name, value in names.items():
+        setattr(TaskIdentity, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a SuperLink says of a run: ``finished`` with ``completed`` is the one good end."""
+
+    status: str
+    sub_status: str
+    details: str
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended, well or badly."""
+        return self.status == "finished"
+
+    @property
+    def is_completed(self) -> bool:
+        """Whether the run has ended well."""
+        return self.is_finished and self.sub_status == "completed"
+
+
+class ControlError(Exception):
+    """The SuperLink refused a request, or did not answer it; the message says which."""
+
+
+class Control:
+    """What ``flwr run``, ``flwr ls`` and ``flwr log`` do, without starting a ``flwr`` process for each.
+
+    Parameters
+    ----------
+    address : str
+        ``host:port`` of a SuperLink without TLS on this machine; proxies are not used.
+    """
+
+    def __init__(self, address: str) -> None:
+        from flwr.supercore.control import ControlHttpClient
+
+        self._client = ControlHttpClient.from_server_address(
+            server_address=address, insecure=True, root_certificates=None, interceptors=[]
+        )
+        self._client._client.close()
+        self._client._client = httpx.Client(timeout=60.0, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def start_run(self, bundle: bytes, run_config: Mapping[str, Any], simulation: Mapping[str, Any]) -> int:
+        """Start a run of the app in ``bundle`` and return its id.
+
+        Parameters
+        ----------
+        run_config : Mapping[str, bool | int | float | str]
+            Overrides of what the app's ``[tool.flwr.app.config]`` declares; values are sent as they are.
+        simulation : Mapping[str, bool | int | float | str]
+            Keys of ``--federation-config``, with underscores.
+        """
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.proto.federation_config_pb2 import SimulationConfig
+        from flwr.supercore.fab import Fab
+
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
+            override_config=user_config_to_proto(dict(run_config)),
+            override_federation_config=SimulationConfig(**simulation),
+        )
+        with _control_errors():
+            response = self._client.StartRun(request)
+        if not response.HasField("run_id"):
+            raise ControlError("the SuperLink did not accept the app; see its log.")
+        return int(response.run_id)
+
+    def run_status(self, run_id: int) -> RunStatus:
+        """Return the status of a run."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with _control_errors():
+            runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        status = runs[run_id].status
+        return RunStatus(status.status, status.sub_status, status.details)
+
+    def logs(self, run_id: int) -> Iterator[str]:
+        """Give a run's log in pieces as they come, until the run has ended."""
+        from flwr.proto.control_pb2 import StreamLogsRequest
+
+        with _control_errors():
+            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
+                yield piece.log_output
+
+
+def build_bundle(app_dir: Path) -> bytes:
+    """Return the app in a folder as a Flower App Bundle.
+
+    Raises
+    ------
+    ValueError
+        With Flower's reason, if the folder holds no app that can be run.
+    """
+    from flwr.cli.build import build_fab_from_disk
+    from flwr.cli.config_utils import load_and_validate
+
+    load_and_validate(app_dir / "pyproject.toml")
+    return build_fab_from_disk(app_dir)
+
+
+@contextmanager
+def _control_errors() -> Iterator[None]:
+    """Turn what can go wrong with a request into a ``ControlError`` with the SuperLink's own words."""
+    from flwr.supercore.error import FlowerError
+
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        known = FlowerError.from_json(error.response.text)
+        words = f"{known.message} {known.public_details or ''}" if known else error.response.text
+        raise ControlError(f"the SuperLink refused the request: {words.strip()}") from None
+    except httpx.HTTPError as error:
+        raise ControlError(f"the SuperLink does not answer: {type(error).__name__}: {error}") from None

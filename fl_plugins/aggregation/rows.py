@@ -1,0 +1,164 @@
+"""The matrix of updates, read a block of columns at a time, and what every rule asks of it first."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dtypes import DType, compute_dtype, is_float
+from ..errors import PreconditionError, ReplyError, StructureError
+
+BLOCK_COLUMNS = 16_384
+"""Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """An ``(n, d)`` float32 or float64 matrix that need not exist as one array."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, d)``."""
+        ...
+
+    @property
+    def dtype(self) -> DType:
+        """Float32 or float64."""
+        ...
+
+    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield ``(columns, (n, b) array)``, left to right, ``b <= max_columns``.
+
+        Every array is fresh, C-contiguous and the caller's to overwrite. May be called again.
+        """
+        ...
+
+
+class DenseRows:
+    """An ``(n, d)`` array as :class:`Rows`; it is never written to.
+
+    Narrower floats (float16, bfloat16, 8-bit) are computed in float32.
+
+    Raises
+    ------
+    StructureError
+        If the array is not two-dimensional or not of floats.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        if values.ndim != 2:
+            raise StructureError(
+                f"updates have shape {values.shape} but (n, d) is needed; one row per client."
+            )
+        if not is_float(values.dtype):
+            raise StructureError(
+                f"updates have dtype {values.dtype} but floats are needed; integer state is combined with "
+                "fl_plugins.records.combine_integers."
+            )
+        self._values = values
+        self._dtype = compute_dtype([values.dtype.newbyteorder("=")])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, d)``."""
+        n, d = self._values.shape
+        return n, d
+
+    @property
+    def dtype(self) -> DType:
+        """Float64 for a float64 array, else float32."""
+        return self._dtype
+
+    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield copies of the columns."""
+        for start in range(0, self._values.shape[1], max_columns):
+            columns = slice(start, min(start + max_columns, self._values.shape[1]))
+            yield columns, np.array(self._values[:, columns], dtype=self._dtype, order="C")
+
+
+def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
+    """Return ``updates`` as :class:`Rows` with at least one row and one column.
+
+    Raises
+    ------
+    PreconditionError
+        If there are no rows.
+    StructureError
+        If there are no columns, or an array is not an ``(n, d)`` array of floats.
+    """
+    rows = updates if isinstance(updates, Rows) else DenseRows(np.asarray(updates))
+    n, d = rows.shape
+    if n == 0:
+        raise PreconditionError(f"{rule}: n=0 updates but n >= 1 is needed; wait for a reply.")
+    if d == 0:
+        raise StructureError(
+            f"{rule}: the updates have d=0 elements; the model has no float array to aggregate."
+        )
+    return rows
+
+
+def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield the blocks of ``rows``, each checked while it is in cache.
+
+    Raises
+    ------
+    ReplyError
+        Naming the first row that holds NaN or Inf.
+    """
+    for columns, block in rows.blocks(BLOCK_COLUMNS):
+        finite = np.isfinite(block)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0]
+            raise ReplyError(
+                f"{rule}: row {row} of {rows.shape[0]} is {block[row, column]} at column "
+                f"{columns.start + column}, but updates must be finite; quarantine that client's reply "
+                "(non_finite_rows names them)."
+            )
+        yield columns, block
+
+
+def non_finite_rows(updates: Rows | NDArray[Any]) -> list[int]:
+    """Return the indices of the rows that hold NaN or Inf: quarantine those before aggregating.
+
+    >>> non_finite_rows(np.array([[0.0, 1.0], [np.nan, 0.0], [0.0, np.inf]]))
+    [1, 2]
+    """
+    rows = as_rows(updates, rule="non_finite_rows")
+    bad = np.zeros(rows.shape[0], dtype=bool)
+    for _, block in rows.blocks(BLOCK_COLUMNS):
+        bad |= ~np.isfinite(block).all(axis=1)
+    return np.flatnonzero(bad).tolist()
+
+
+def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
+    """Return the row indices that sort the rows lexicographically by content.
+
+    What is computed over rows in this order depends on *which* updates came and not on the order they came
+    in, to the last bit; so do ties that it breaks. Usually the first columns settle it. Identical rows stay
+    in order of arrival, where it cannot matter.
+
+    >>> canonical_order(np.array([[2.0, 0.0], [1.0, 5.0], [1.0, 4.0]]))
+    array([2, 1, 0])
+    """
+    rows = as_rows(updates, rule="canonical_order")
+    groups = [np.arange(rows.shape[0])]
+    for _, block in finite_blocks(rows, rule="canonical_order"):
+        groups = [part for group in groups for part in _split(group, block)]
+        if len(groups) == rows.shape[0]:
+            break
+    return np.concatenate(groups)
+
+
+def _split(group: NDArray[np.intp], block: NDArray[Any]) -> list[NDArray[np.intp]]:
+    """Sort rows that were equal so far by the columns of ``block``; rows still equal stay together."""
+    if len(group) == 1:
+        return [group]
+    differs = (block[group] != block[group[0]]).any(axis=0)
+    if not differs.any():
+        return [group]
+    first = int(differs.argmax())
+    values = block[group, first]
+    return [
+        part for value in np.unique(values) for part in _split(group[values == value], block[:, first + 1 :])
+    ]

@@ -1,0 +1,108 @@
+"""The run config of the ready-made app, as one checked dataclass.
+
+A run-config key is the field's name with hyphens. Flower accepts an override only for keys that the app's
+``pyproject.toml`` declares; :meth:`RunConfig.defaults` is what stands there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import ConfigError, ConfigTypeError
+
+RunConfigValue = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to run.
+
+    Parameters
+    ----------
+    strategy, client, task : str
+        Specs of plugins, for example ``"krum(num_byzantine=2)"``.
+    attack : str
+        Spec of an attack plugin; empty for none. The first ``num_byzantine`` partitions are hostile.
+    plugins : str
+        Modules to import first, comma-separated: plugins inside the app's own package.
+    num_rounds : int
+        Rounds to run.
+    seed : int
+        Seed of everything that is drawn: initial parameters, cohorts, shuffling.
+    stop : str
+        Spec of a stopping rule; empty for none.
+    evaluate_every : int
+        Evaluate after every so many rounds, and after the last.
+    client_evaluation : bool
+        Also evaluate on the clients' own validation data.
+    round_timeout_s : float
+        Deadline of one exchange in seconds.
+    run_dir : str
+        Folder for events, checkpoints and the final model; empty keeps nothing.
+    checkpoint_every, keep_checkpoints : int
+        Save after every so many rounds; keep the newest so many.
+    resume : bool
+        Continue from the newest checkpoint in ``run_dir``.
+    """
+
+    strategy: str = "fedavg"
+    client: str = "supervised"
+    task: str = "digits"
+    attack: str = ""
+    plugins: str = ""
+    num_rounds: int = 5
+    seed: int = 0
+    stop: str = ""
+    evaluate_every: int = 1
+    client_evaluation: bool = True
+    round_timeout_s: float = 600.0
+    run_dir: str = ""
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 3
+    resume: bool = False
+
+    @classmethod
+    def defaults(cls) -> dict[str, RunConfigValue]:
+        """Return every run-config key with its default, as ``[tool.flwr.app.config]`` declares them."""
+        return {_key(field.name): getattr(cls, field.name) for field in fields(cls)}
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> "RunConfig":
+        """Read Flower's run config; keys that are not ours belong to the user's own app and are left alone.
+
+        Raises
+        ------
+        ConfigTypeError
+            If a value has another type than its default (an int is fine where a float is expected).
+        ConfigError
+            If a value breaks its rule.
+        """
+        given: dict[str, Any] = {}
+        for field in fields(cls):
+            key, default = _key(field.name), getattr(cls, field.name)
+            if key not in run_config:
+                continue
+            value = run_config[key]
+            if type(default) is float and type(value) is int:
+                value = float(value)
+            if type(value) is not type(default):
+                raise ConfigTypeError(
+                    f"run config: {key}={value!r} is {type(value).__name__}, but {type(default).__name__} is "
+                    f"expected (default {default!r}); change it in --run-config or pyproject.toml."
+                )
+            given[field.name] = value
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for name in ("strategy", "client", "task"):
+            if not getattr(self, name).strip():
+                raise ConfigError(
+                    f"run config: {name} is empty, but a plugin must be named; see `fl-plugins list`."
+                )
+        if self.num_rounds < 1:
+            raise ConfigError(f"run config: num-rounds={self.num_rounds}, but a run has >= 1 round.")
+
+
+def _key(name: str) -> str:
+    """Return the run-config key of a field."""
+    return name.replace("_", "-")

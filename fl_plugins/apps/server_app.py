@@ -1,0 +1,115 @@
+"""The ready-made ServerApp: builds what the run config names and runs it.
+
+Everything is built and checked before the first message leaves: a misspelt plugin, a parameter out of
+range or a cohort too small for the rule ends the run at once, with an error that says what to change.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Result, Strategy
+
+from ..checkpoints import Checkpoint, write_archive
+from ..errors import ConfigError, ContractError, FLPluginsError
+from ..records import from_named, to_named
+from ..registry import Kind, load_modules
+from ..run_options import EvaluateFn, ManagedStrategy, RunOptions, ignore_event
+from ..runlog.events import EventLog
+from ..seeds import derive_seed
+from ..spec import build
+from .config import RunConfig
+from .stack import ClientStack, client_stack
+
+FINAL_MODEL = "final_model.ckpt"
+
+
+def run_app(grid: Grid, config: RunConfig) -> Result:
+    """Build the stack of ``config``, run it, and keep what it leaves in ``run_dir``."""
+    load_modules(config.plugins)
+    strategy = build(Kind.STRATEGY, config.strategy)
+    stopper = build(Kind.STOPPER, config.stop) if config.stop.strip() else None
+    stack = client_stack(config)
+    initial = from_named(stack.trainer.init(seed=derive_seed(config.seed, "init")))
+    evaluate_fn = _server_evaluation(stack)
+    if not isinstance(strategy, ManagedStrategy):
+        return _run_foreign(strategy, grid, initial, config, evaluate_fn)
+    run_dir = Path(config.run_dir) if config.run_dir else None
+    options = RunOptions(
+        num_rounds=config.num_rounds,
+        timeout_s=config.round_timeout_s,
+        seed=config.seed,
+        evaluate_fn=evaluate_fn,
+        evaluate_every=config.evaluate_every,
+        client_evaluation=config.client_evaluation,
+        stopper=stopper,
+        checkpoint_dir=run_dir / "checkpoints" if run_dir else None,
+        checkpoint_every=config.checkpoint_every,
+        keep_checkpoints=config.keep_checkpoints,
+        resume=config.resume,
+        identity={name: getattr(config, name) for name in ("strategy", "client", "task", "attack")},
+        roll_call=True,
+        emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
+    )
+    result = None
+    try:
+        result = strategy.run(grid, initial, options)
+    except FLPluginsError as error:
+        result = error.result
+        raise
+    finally:
+        if run_dir is not None and result is not None:
+            _keep_model(run_dir / FINAL_MODEL, result, config)
+    return result
+
+
+def _run_foreign(
+    strategy: Any, grid: Grid, initial: ArrayRecord, config: RunConfig, evaluate_fn: EvaluateFn | None
+) -> Result:
+    """Run a strategy that is not ours with its own loop, which can neither resume nor stop early."""
+    if not isinstance(strategy, Strategy):
+        raise ContractError(
+            f"{config.strategy}: made a {type(strategy).__name__}, but a flwr.serverapp.strategy.Strategy is needed."
+        )
+    if config.resume or config.stop or config.run_dir:
+        raise ConfigError(
+            f"{config.strategy}: runs Flower's own round loop, which knows no resume, stop or run-dir; leave them "
+            "out, or derive the strategy from strategies.FederatedStrategy."
+        )
+    return strategy.start(
+        grid,
+        initial,
+        num_rounds=config.num_rounds,
+        timeout=config.round_timeout_s,
+        evaluate_fn=evaluate_fn,
+    )
+
+
+def _server_evaluation(stack: ClientStack) -> EvaluateFn | None:
+    """Return the evaluation on the task's held-out data, or ``None`` if it has none."""
+    if stack.task.load_test is None:
+        return None
+    data = stack.task.load_test()
+
+    def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
+        return MetricRecord(dict(stack.trainer.evaluate(to_named(arrays), data)))
+
+    return evaluate
+
+
+def _keep_model(path: Path, result: Result, config: RunConfig) -> None:
+    """Write the parameters reached, in the format of a checkpoint."""
+    rounds = max(result.train_metrics_clientapp, default=0)
+    facts = {name: getattr(config, name) for name in ("strategy", "client", "task", "attack", "seed")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_archive(path, Checkpoint(round=rounds, arrays={"model": to_named(result.arrays)}, facts=facts))
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what the run config says."""
+    run_app(grid, RunConfig.from_run_config(context.run_config))

@@ -1,0 +1,55 @@
+"""Build the plugins that a run config names: at the server, and once per process at a client."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..errors import ContractError
+from ..registry import Kind, load_modules
+from ..spec import build
+from ..training import Attack, ClientData, Task, Trainer
+from .config import RunConfig
+
+
+@dataclass(frozen=True)
+class ClientStack:
+    """What one client process needs to serve messages."""
+
+    task: Task
+    trainer: Trainer
+    attack: Attack | None
+
+
+def client_stack(config: RunConfig) -> ClientStack:
+    """Return task, trainer and attack of ``config``; built once per process, so that nothing recompiles."""
+    return _client_stack(config.plugins, config.task, config.client, config.attack)
+
+
+@lru_cache(maxsize=8)
+def _client_stack(plugins: str, task_spec: str, client_spec: str, attack_spec: str) -> ClientStack:
+    task = _task(plugins, task_spec)
+    trainer = build(Kind.CLIENT, client_spec, task=task)
+    if not isinstance(trainer, Trainer):
+        raise ContractError(
+            f"{client_spec}: made a {type(trainer).__name__}, but a fl_plugins Trainer is needed."
+        )
+    attack = build(Kind.ATTACK, attack_spec) if attack_spec.strip() else None
+    return ClientStack(task, trainer, attack)
+
+
+@lru_cache(maxsize=8)
+def _task(plugins: str, task_spec: str) -> Task:
+    load_modules(plugins)
+    task = build(Kind.TASK, task_spec)
+    if not isinstance(task, Task):
+        raise ContractError(f"{task_spec}: made a {type(task).__name__}, but a fl_plugins Task is needed.")
+    return task
+
+
+def partition(config: RunConfig, partition_id: int, num_partitions: int) -> ClientData:
+    """Return one client's data, loaded once per process."""
+    return _partition(config.plugins, config.task, partition_id, num_partitions)
+
+
+@lru_cache(maxsize=64)
+def _partition(plugins: str, task_spec: str, partition_id: int, num_partitions: int) -> ClientData:
+    return _task(plugins, task_spec).load_partition(partition_id, num_partitions)

@@ -1,0 +1,140 @@
+"""From options to runs, and the runs themselves: what ``simulate`` and ``compare`` do."""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fl_plugins.apps.config import RunConfig
+from fl_plugins.errors import FLPluginsError
+from fl_plugins.runlog.events import read_events
+from fl_plugins.runlog.progress import ProgressDisplay, show_duration
+from fl_plugins.runlog.table import RunSummary, summarize
+from fl_plugins.simulation.app_template import write_app
+from fl_plugins.simulation.run_directory import check_folder, claimed, write_config
+from fl_plugins.simulation.session import EVENTS_FILE, RunRequest, load_bundle, run_app
+from fl_plugins.simulation.superlink import SuperLink, local_superlink
+
+from ._run_options import NUM_SUPERNODES, Value, check_keys, check_specs, declared_config
+
+READY_MADE = "ready-made"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """One run, checked: what the app is told, and where it leaves what it writes."""
+
+    title: str
+    folder: Path
+    resume: bool
+    run_config: Mapping[str, Value]
+    request: RunRequest
+    app: str
+
+    def describe(self) -> dict[str, Value]:
+        """Return what the run's ``config.toml`` says beside the run config."""
+        return {
+            "app": self.app,
+            "num-supernodes": self.request.num_supernodes,
+            "client-cpus": self.request.client_cpus,
+            "client-gpus": float(self.request.client_gpus),
+        }
+
+
+def plan_run(
+    args: argparse.Namespace, given: Mapping[str, Value], folder: Path, *, resume: bool = False
+) -> RunPlan:
+    """Check everything that can be checked before a process is started.
+
+    Raises
+    ------
+    FLPluginsError
+        With what is wrong.
+    """
+    check_folder(folder, resume=resume)
+    app = None if args.app is None else args.app.resolve()
+    declared = RunConfig.defaults() if app is None else declared_config(app)
+    where = "the ready-made app" if app is None else str(app)
+    check_keys(given, declared, where=where)
+    run_config = {**declared, **given}
+    if app is None:
+        check_specs(run_config)
+    ours: dict[str, Value] = {"run-dir": str(folder.resolve()), "resume": resume}
+    sent = {key: value for key, value in {**given, **ours}.items() if key in declared}
+    request = RunRequest(
+        bundle=_bundle(app),
+        run_config=sent,
+        run_dir=folder,
+        num_supernodes=NUM_SUPERNODES if args.num_supernodes is None else args.num_supernodes,
+        client_cpus=1 if args.client_cpus is None else args.client_cpus,
+        client_gpus=0.0 if args.client_gpus is None else args.client_gpus,
+    )
+    return RunPlan(
+        title=str(run_config.get("strategy", where)),
+        folder=folder,
+        resume=resume,
+        run_config={key: value for key, value in run_config.items() if key not in ours},
+        request=request,
+        app=READY_MADE if app is None else str(app),
+    )
+
+
+def execute(plans: Sequence[RunPlan], log_folder: Path) -> tuple[list[RunSummary], list[RunPlan]]:
+    """Run all plans, one after the other, in one SuperLink; return their summaries and those that failed.
+
+    A run that fails is told on standard error, and the next one follows.
+
+    Raises
+    ------
+    FLPluginsError
+        If a folder is in use, or the SuperLink does not start.
+    """
+    console = Console(highlight=False)
+    failed = []
+    with ExitStack() as stack:
+        for plan in plans:
+            stack.enter_context(claimed(plan.folder, resume=plan.resume))
+            write_config(plan.folder, plan.describe(), plan.run_config)
+        superlink = _start(console, stack, log_folder)
+        for number, plan in enumerate(plans, start=1):
+            if len(plans) > 1:
+                console.print(f"\n[{number}/{len(plans)}] {plan.title}", markup=False, soft_wrap=True)
+            if not _run(console, superlink, plan):
+                failed.append(plan)
+    return [summarize(read_events(plan.folder / EVENTS_FILE), strategy=plan.title) for plan in plans], failed
+
+
+def _start(console: Console, stack: ExitStack, log_folder: Path) -> SuperLink:
+    """Start the SuperLink for as long as ``stack`` is open."""
+    with ProgressDisplay(console) as display:
+        display.note("starting a local SuperLink")
+        started = time.monotonic()
+        superlink = stack.enter_context(local_superlink(log_folder / "superlink.log"))
+        display.note(f"SuperLink ready after {show_duration(time.monotonic() - started)}")
+    return superlink
+
+
+def _run(console: Console, superlink: SuperLink, plan: RunPlan) -> bool:
+    """Run one plan; return whether it succeeded."""
+    with ProgressDisplay(console) as display:
+        display.note(f"starting Flower's simulation engine with {plan.request.num_supernodes} nodes")
+        try:
+            run_app(superlink, plan.request, display.show)
+        except FLPluginsError as error:
+            print(f"fl-plugins: the run of {plan.title} failed: {error}", file=sys.stderr)
+            return False
+    return True
+
+
+def _bundle(app: Path | None) -> bytes:
+    """Return the app to run; the ready-made one is written for the purpose."""
+    if app is not None:
+        return load_bundle(app)
+    with tempfile.TemporaryDirectory(prefix="fl-plugins-app-") as folder:
+        return load_bundle(write_app(Path(folder)))

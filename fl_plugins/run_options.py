@@ -1,0 +1,114 @@
+"""How a run goes, whatever the strategy: the loop's own settings, shared by apps and strategies."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+
+from .errors import ConfigError
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+"""``(round, parameters) -> metrics``: evaluation at the server, for example on held-out data."""
+
+History = Sequence[tuple[int, Mapping[str, float]]]
+"""Metrics by round, oldest first."""
+
+
+class Stopper(Protocol):
+    """A stopping rule: stateless, so that a resumed run stops where an undisturbed one does."""
+
+    def should_stop(self, history: History) -> str | None:
+        """Return why the run should end now, or ``None``."""
+        ...
+
+
+class Emit(Protocol):
+    """Where events go: one call per event, ``emit("round_started", round=3, ...)``."""
+
+    def __call__(self, event: str, /, **fields: Any) -> None:
+        """Record one event."""
+        ...
+
+
+def ignore_event(event: str, /, **fields: Any) -> None:
+    """Drop the event: the default of a run that keeps no log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Settings of one run.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Last round to run; a resumed run counts the rounds before it.
+    timeout_s : float
+        Deadline of one exchange (sampling, training, evaluation) in seconds.
+    seed : int, optional
+        Seed of the cohort sampling. ``None`` draws one and records it.
+    train_config, evaluate_config : ConfigRecord
+        Sent to the clients with every message.
+    evaluate_fn : callable, optional
+        Evaluation at the server, before round 1 and after every ``evaluate_every`` rounds.
+    evaluate_every : int
+        Evaluate (at server and clients) after every so many rounds, and after the last.
+    client_evaluation : bool
+        Whether clients evaluate too, as far as the strategy samples any for it.
+    stopper : Stopper, optional
+        Asked after every evaluated round, with the server's metrics (the clients' if there are none).
+    checkpoint_dir : Path, optional
+        Where checkpoints go; ``None`` keeps none.
+    checkpoint_every, keep_checkpoints : int
+        Save after every so many rounds (and after the last); keep the newest so many files.
+    resume : bool
+        Continue from the newest checkpoint in ``checkpoint_dir``, exactly; start anew if there is none.
+    identity : Mapping[str, str]
+        Facts that a resumed run must share with the checkpoint, beside strategy, layout and seed.
+    roll_call : bool
+        Ask nodes for their stable names (fl-plugins clients answer; others keep their node ids).
+    emit : Emit
+        Receives the run's events, see :mod:`fl_plugins.runlog.events`.
+    """
+
+    num_rounds: int
+    timeout_s: float = 3600.0
+    seed: int | None = None
+    train_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate_config: ConfigRecord = field(default_factory=ConfigRecord)
+    evaluate_fn: EvaluateFn | None = None
+    evaluate_every: int = 1
+    client_evaluation: bool = True
+    stopper: Stopper | None = None
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int = 1
+    keep_checkpoints: int = 3
+    resume: bool = False
+    identity: Mapping[str, str] = field(default_factory=dict)
+    roll_call: bool = False
+    emit: Emit = ignore_event
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
+            least = 0 if name == "num_rounds" else 1
+            if getattr(self, name) < least:
+                raise ConfigError(f"run: {name}={getattr(self, name)}, but it must be >= {least}.")
+        if not self.timeout_s > 0:
+            raise ConfigError(f"run: timeout_s={self.timeout_s}, but a deadline is > 0 seconds.")
+        if self.resume and self.checkpoint_dir is None:
+            raise ConfigError(
+                "run: resume=True, but there is no folder with checkpoints; give checkpoint_dir (run config: "
+                "run-dir)."
+            )
+
+
+@runtime_checkable
+class ManagedStrategy(Protocol):
+    """A strategy whose rounds can be checkpointed, resumed, observed and stopped (all of ours)."""
+
+    def run(self, grid: Grid, initial_arrays: ArrayRecord, options: RunOptions) -> Result:
+        """Run to the end and return Flower's ``Result``."""
+        ...

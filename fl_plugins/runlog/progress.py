@@ -1,0 +1,215 @@
+"""Progress of a run, drawn from its events: plain lines in a pipe, a live bar below them on a terminal.
+
+:func:`advance` is pure: it folds one event into a small state and says which lines to show.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from .events import Event
+from .metrics import in_order, show_number
+
+MAX_TEXT_CHARS = 300
+"""Longer reasons are cut on the display; the events keep them whole."""
+
+MAX_METRICS = 4
+"""Metrics on one line."""
+
+ETA_WINDOW = 5
+"""The time left is estimated from the median of so many last rounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressState:
+    """What the display must remember between two events."""
+
+    num_rounds: int = 0
+    round: int = 0
+    done: int = 0
+    sampled: int = 0
+    answered: int = 0
+    quarantined: int = 0
+    seconds: tuple[float, ...] = ()
+    server_metrics: Mapping[str, Any] = field(default_factory=dict)
+    client_metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left, or ``None`` before a round was timed.
+
+        The first round is left out once there are others: it compiles, they do not.
+        """
+        timed = self.seconds[1:] or self.seconds
+        return median(timed[-ETA_WINDOW:]) * max(0, self.num_rounds - self.done) if timed else None
+
+
+def advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[str]]:
+    """Return the state after ``event`` and the lines that tell of it; unknown types tell nothing."""
+    match event["event"]:
+        case "run_started":
+            return ProgressState(num_rounds=event["num_rounds"]), [_describe_run(event)]
+        case "round_started":
+            fresh = ProgressState(num_rounds=state.num_rounds, done=state.done, seconds=state.seconds)
+            return replace(fresh, round=event["round"], sampled=len(event["sampled"])), []
+        case "reply":
+            return _count(state, event), _describe_refusal(event)
+        case "missing":
+            return state, [
+                f"  no answer in time ({event['phase']}): {_short(', '.join(map(str, event['clients'])))}"
+            ]
+        case "round_retried":
+            return state, [f"  round {event['round']}, attempt {event['attempt']}: {_short(event['reason'])}"]
+        case "evaluated" if event["where"] == "server":
+            lines = (
+                [_joined("before round 1", *_metrics(event["metrics"] or {}))] if event["round"] == 0 else []
+            )
+            return replace(state, server_metrics=event["metrics"]), lines
+        case "evaluated":
+            return replace(state, client_metrics=event["metrics"]), []
+        case "round_finished":
+            after = replace(state, done=event["round"], seconds=(*state.seconds, float(event["seconds"])))
+            return after, [_describe_round(after, event)]
+        case "run_stopped":
+            return state, [f"stopped after round {event['round']}: {_short(event['reason'])}"]
+        case "run_finished":
+            head = f"finished {event['rounds']} rounds in {show_duration(event['seconds'])}"
+            return state, [_joined(head, *_metrics(event["metrics"] or {}))]
+        case "run_failed":
+            return state, [f"failed: {_short(event['error'])}"]
+    return state, []
+
+
+def show_duration(seconds: float) -> str:
+    """Return a duration as a person says it.
+
+    >>> [show_duration(s) for s in (0.234, 12.3, 75, 3725)]
+    ['0.23 s', '12 s', '1 min 15 s', '1 h 02 min']
+    """
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class ProgressDisplay:
+    """Shows the events of one run on ``console``; use as a context manager.
+
+    Parameters
+    ----------
+    console : Console
+        On a terminal a live bar is kept below the lines; elsewhere every line is written at once, as it is.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._state = ProgressState()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[eta]}"), console=console, transient=True)
+            self._task = self._bar.add_task("starting", total=None, eta="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Show a line that no event stands behind, and what is waited for."""
+        self._write(text)
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        self._state, lines = advance(self._state, event)
+        for line in lines:
+            self._write(line)
+        if self._bar is not None and self._state.round:
+            eta = self._state.eta_s
+            self._bar.update(
+                self._task,
+                description=f"round {self._state.round} of {self._state.num_rounds}",
+                total=self._state.num_rounds,
+                completed=self._state.done,
+                eta="" if eta is None else f"ETA {show_duration(eta)}",
+            )
+
+    def _write(self, line: str) -> None:
+        """Write one line as it is: no markup, and in a pipe no wrapping either."""
+        if self._bar is not None:
+            self._console.print(Text(line))
+        else:
+            self._console.file.write(line + "\n")
+            self._console.file.flush()
+
+
+def _describe_run(event: Event) -> str:
+    """Return the line that says what is run."""
+    parts = [str(event[key]) for key in ("strategy", "client", "task") if event[key]]
+    if event["attack"]:
+        parts.append(f"attack {event['attack']}")
+    parts += [f"{event['num_rounds']} rounds", f"seed {event['seed']}"]
+    if event["resumed_from"] is not None:
+        parts.append(f"resumed after round {event['resumed_from']}")
+    return _joined(*parts)
+
+
+def _count(state: ProgressState, event: Event) -> ProgressState:
+    """Return the state with one reply more; replies to evaluation are shown but not counted."""
+    if event["phase"] != "train":
+        return state
+    refused = event["status"] == "quarantined"
+    return replace(state, answered=state.answered + 1, quarantined=state.quarantined + refused)
+
+
+def _describe_refusal(event: Event) -> list[str]:
+    """Return why a reply is not used; nothing for one that is."""
+    if event["status"] == "accepted":
+        return []
+    return [f"  client {event['client']} {event['status']} ({event['phase']}): {_short(event['reason'])}"]
+
+
+def _describe_round(state: ProgressState, event: Event) -> str:
+    """Return the line of a finished round: metrics, clients, seconds, time left."""
+    metrics = state.server_metrics or state.client_metrics or event["metrics"] or {}
+    clients = f"{state.sampled} sampled, {state.answered} answered, {state.quarantined} quarantined"
+    seconds = show_duration(float(event["seconds"]))
+    eta = [f"ETA {show_duration(state.eta_s)}"] if state.eta_s else []
+    return _joined(
+        f"round {event['round']} of {state.num_rounds}", *_metrics(metrics), clients, seconds, *eta
+    )
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the first few metrics as text; lists are not for a line."""
+    scalars = in_order(name for name, value in metrics.items() if not isinstance(value, list))
+    return [f"{name} {show_number(metrics[name])}" for name in scalars[:MAX_METRICS]]
+
+
+def _joined(*parts: str) -> str:
+    """Return the parts of one line."""
+    return " · ".join(parts)
+
+
+def _short(text: Any) -> str:
+    """Return text of any length and shape as one line."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= MAX_TEXT_CHARS else line[: MAX_TEXT_CHARS - 1] + "…"

@@ -1,0 +1,54 @@
+"""Every record key, message type and schema version that crosses the network.
+
+Train and evaluate messages look exactly like Flower's own (one ``ArrayRecord``, one ``ConfigRecord``;
+replies with one ``ArrayRecord`` and one ``MetricRecord``), so that stock Flower clients and servers work
+with ours. What we add rides in the ``ConfigRecord`` under keys that begin with ``fl-plugins.``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ReplyError
+
+SCHEMA_VERSION = 1
+"""Version of what this module describes; a client refuses a message with a newer one."""
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+"""Record keys; Flower's own defaults."""
+
+NUM_EXAMPLES = "num-examples"
+"""Metric in every reply: the number of examples that the client says it used."""
+
+SERVER_ROUND = "server-round"
+"""Config key in every train and evaluate message: the round, from 1."""
+
+SCHEMA = "fl-plugins.schema"
+"""Config key: :data:`SCHEMA_VERSION` of the sender."""
+
+CLIENT_ID = "fl-plugins.client-id"
+"""Config key in a roll-call reply: the client's stable name (its partition id)."""
+
+ROLL_CALL = "query.roll_call"
+"""Message type: the server asks a node who it is."""
+
+PARTITION_ID = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+"""Keys of a node's own config; Flower's simulation sets both."""
+
+
+def check_schema(config: Mapping[str, Any]) -> None:
+    """Refuse a message that is newer than this code; one without a schema is a stock Flower message.
+
+    Raises
+    ------
+    ReplyError
+        If the message's schema version is not a whole number from 1 to :data:`SCHEMA_VERSION`.
+    """
+    version = config.get(SCHEMA, SCHEMA_VERSION)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise ReplyError(
+            f"wire: the message has {SCHEMA}={version!r}, but this node understands 1 to {SCHEMA_VERSION}; "
+            "install the same fl-plugins version on server and nodes."
+        )

@@ -1,0 +1,373 @@
+"""The strategy that all ours are: one aggregator, one optional server optimizer, replies judged one by one.
+
+A subclass only chooses the aggregator. The object speaks Flower's ``Strategy`` interface, so it runs in
+anyone's ServerApp and with stock Flower clients, which reply with full parameters.
+"""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal, Unpack
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from numpy.typing import NDArray
+
+from fl_plugins import wire
+from fl_plugins.aggregation.core import Aggregate, Aggregator
+from fl_plugins.contracts import Access, Weighting
+from fl_plugins.errors import ConfigError, DivergenceError, QuorumError, ReplyError, StructureError
+from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
+from fl_plugins.run_options import Emit, EvaluateFn, RunOptions, ignore_event
+from fl_plugins.seeds import derive_rng
+from fl_plugins.training import NamedArrays
+
+from .options import Settings, StrategyOptions
+from .replies import ClientReply, Metrics, mean_metrics, median_metrics, read_reply, to_metric_record
+from .roster import Roster, name_order, sample_cohort
+from .rounds import run_rounds
+from .server_optimizer import ServerOptimizer
+from .tally import Tally
+
+logger = logging.getLogger("flwr.fl_plugins")
+
+Phase = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What one run gives its strategy."""
+
+    seed: int = 0
+    timeout_s: float = 3600.0
+    roster: Roster = field(default_factory=Roster)
+    emit: Emit = ignore_event
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """One exchange under way: who was asked what, since when."""
+
+    phase: Phase
+    number: int
+    attempt: int
+    base: NamedArrays
+    layout: Layout
+    clients: dict[int, str]
+    messages: Sequence[Message]
+    started: float
+
+    def sender(self, reply: Message) -> int:
+        """Return the node that a reply comes from (Flower's own error replies name the message only)."""
+        asked = {
+            m.metadata.message_id: m.metadata.dst_node_id for m in self.messages if m.metadata.message_id
+        }
+        return asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+
+
+class FederatedStrategy(Strategy):
+    """Sample, validate, aggregate, step.
+
+    Parameters
+    ----------
+    aggregator : Aggregator
+        Combines the accepted updates (reply − global), see :mod:`fl_plugins.aggregation`.
+    weighting : Weighting
+        Whether updates count equally or by the number of examples that each client claims.
+    **options
+        See :class:`strategies.options.Settings`; and ``server_optimizer``, an optax transformation that
+        is applied to the aggregated update.
+
+    Guarantees
+    ----------
+    - A reply is used only if it has exactly the model's arrays, all values are finite, and its number of
+      examples is plausible; any other is *quarantined*: logged with its node and reason, and left out.
+    - The aggregate is computed only if at least ``quorum`` of the cohort was accepted and the rule's own
+      precondition holds for the number accepted.
+    - Arrays are paired by name. The result does not depend on the order of arrival.
+    - Arrays that are not floating point (counters, masks) take the element-wise lower median of the accepted
+      replies: their dtype is kept and the value is always one that a client sent.
+    """
+
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        *,
+        weighting: Weighting = Weighting.UNIFORM,
+        **options: Unpack[StrategyOptions],
+    ) -> None:
+        transformation = options.pop("server_optimizer", None)
+        self.aggregator = aggregator
+        self.weighting = weighting
+        self.settings = Settings(**options)  # type: ignore[arg-type]
+        self.server_optimizer = None if transformation is None else ServerOptimizer(transformation)
+        self.tally = Tally()
+        self._session = Session()
+        self._cohort: Cohort | None = None
+
+    # -- Flower's interface ----------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample a cohort and return its training messages.
+
+        Raises
+        ------
+        PreconditionError
+            If the rule cannot work on a cohort of this size, before any message is sent.
+        QuorumError
+            If not enough nodes connect in time.
+        """
+        return self._configure("train", server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Judge the replies as they come, aggregate the accepted ones, return parameters and metrics.
+
+        Raises
+        ------
+        QuorumError
+            If fewer than ``quorum`` of the cohort were accepted.
+        PreconditionError
+            If the rule needs more updates than were accepted.
+        DivergenceError
+            If the new parameters are not finite.
+        """
+        cohort = self._current("train", server_round)
+        accepted = self._judge(cohort, replies)
+        if not cohort.clients:
+            return None, None
+        self._require_quorum(cohort, len(accepted))
+        self.aggregator.check(len(accepted))
+        weights = self._weights(accepted)
+        rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
+        aggregate = self.aggregator(rows, weights)
+        parameters = self._step(cohort, accepted, aggregate)
+        contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
+        self._session.emit(
+            "aggregated", round=server_round, **asdict(self.tally), contribution=dict(contribution)
+        )
+        return from_named(parameters), to_metric_record(self._combine_metrics(accepted))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes for evaluation and return their messages."""
+        return self._configure("evaluate", server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Combine the metrics of the usable replies; ``None`` if there are none."""
+        accepted = self._judge(self._current("evaluate", server_round), replies)
+        return to_metric_record(self._combine_metrics(accepted)) if accepted else None
+
+    def summary(self) -> None:
+        """Log what this strategy is."""
+        logger.info("\t└──> %s", self.describe())
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run ``num_rounds`` rounds, with the signature of Flower's own ``Strategy.start``.
+
+        :meth:`run` takes more: seed, checkpoints, resume, early stop, events.
+        """
+        options = RunOptions(
+            num_rounds=num_rounds,
+            timeout_s=timeout,
+            train_config=train_config or ConfigRecord(),
+            evaluate_config=evaluate_config or ConfigRecord(),
+            evaluate_fn=evaluate_fn,
+        )
+        return self.run(grid, initial_arrays, options)
+
+    # -- What the round loop uses ----------------------------------------------------------------------
+
+    def run(self, grid: Grid, initial_arrays: ArrayRecord, options: RunOptions) -> Result:
+        """Run as ``options`` say; see :func:`strategies.rounds.run_rounds`."""
+        return run_rounds(self, grid, initial_arrays, options)
+
+    def begin(self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit) -> None:
+        """Start a run: fix the seed, forget the nodes and the optimizer state of any earlier run."""
+        self._session = Session(seed=seed, timeout_s=timeout_s, roster=Roster(roll_call=roll_call), emit=emit)
+        self._cohort = None
+        self.restore({}, {})
+
+    def state(self) -> NamedArrays:
+        """Return what must survive a restart, beside the parameters: the server optimizer's state."""
+        return {} if self.server_optimizer is None else self.server_optimizer.state()
+
+    def restore(self, parameters: NamedArrays, state: NamedArrays) -> None:
+        """Take up what :meth:`state` returned."""
+        if self.server_optimizer is not None:
+            self.server_optimizer.restore(_floats(parameters), state)
+
+    def describe(self) -> str:
+        """Return one line that identifies the rule and every setting."""
+        changed = [
+            f"{name}={value!r}"
+            for name, value in vars(self.settings).items()
+            if value != getattr(Settings, name)
+        ]
+        optimizer = [] if self.server_optimizer is None else ["with a server optimizer"]
+        return f"{type(self).__name__}({', '.join([repr(self.aggregator), self.weighting, *changed, *optimizer])})"
+
+    # -- Inside ----------------------------------------------------------------------------------------
+
+    def _configure(
+        self, phase: Phase, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Sample a cohort, remember it, and return its messages (none if the phase is switched off)."""
+        session, settings = self._session, self.settings
+        again = self._cohort is not None and (self._cohort.phase, self._cohort.number) == (phase, number)
+        attempt = self._cohort.attempt + 1 if again and self._cohort else 1
+        base = to_named(arrays)
+        clients: dict[int, str] = {}
+        available = 0
+        if settings.cohort_size(phase, 1) > 0:
+            connected = session.roster.wait_for(
+                grid, settings.min_available_nodes, timeout_s=session.timeout_s
+            )
+            size = settings.cohort_size(phase, len(connected))
+            if size > len(connected):
+                connected = session.roster.wait_for(grid, size, timeout_s=session.timeout_s)
+            if phase == "train":
+                self.aggregator.check(size)
+            rng = derive_rng(session.seed, "sample", phase, number, attempt)
+            clients = sample_cohort(connected, size, rng=rng)
+            available = len(connected)
+        sent = ConfigRecord({**config, wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION})
+        content = RecordDict({settings.arrayrecord_key: arrays, settings.configrecord_key: sent})
+        kind = MessageType.TRAIN if phase == "train" else MessageType.EVALUATE
+        messages = [Message(content, node, kind, group_id=str(number)) for node in clients]
+        self._cohort = Cohort(
+            phase=phase,
+            number=number,
+            attempt=attempt,
+            base=base,
+            layout=Layout.of(base),
+            clients=clients,
+            messages=messages,
+            started=time.monotonic(),
+        )
+        if phase == "train":
+            sampled = list(clients.values())
+            session.emit("round_started", round=number, attempt=attempt, sampled=sampled, available=available)
+        return messages
+
+    def _current(self, phase: Phase, number: int) -> Cohort:
+        """Return the cohort whose replies are being aggregated."""
+        cohort = self._cohort
+        if cohort is None or (cohort.phase, cohort.number) != (phase, number):
+            raise ConfigError(
+                f"{type(self).__name__}: aggregate_{phase} of round {number} without configure_{phase} of the "
+                "same round; the update is reply − global, so call configure first."
+            )
+        return cohort
+
+    def _judge(self, cohort: Cohort, replies: Iterable[Message]) -> list[ClientReply]:
+        """Return the usable replies ordered by client; report every other one with its reason."""
+        accepted: dict[int, ClientReply] = {}
+        heard: set[int] = set()
+        statuses: Counter[str] = Counter()
+        train = cohort.phase == "train"
+        for message in replies:
+            node = cohort.sender(message)
+            client = cohort.clients.get(node, f"node-{node}")
+            status, reason = "accepted", ""
+            try:
+                if node not in cohort.clients or node in heard:
+                    raise ReplyError("the node was not asked in this round, or answered before")
+                heard.add(node)
+                accepted[node] = read_reply(
+                    message,
+                    client,
+                    layout=cohort.layout if train else None,
+                    examples_key=self.settings.weighted_by_key,
+                    examples_required=self.weighting is Weighting.EXAMPLES,
+                    max_num_examples=self.settings.max_num_examples,
+                )
+            except ReplyError as error:
+                status, reason = ("failed" if message.has_error() else "quarantined"), str(error)
+                logger.warning(
+                    "round %d: client %s (node %d) %s: %s", cohort.number, client, node, status, reason
+                )
+            statuses[status] += 1
+            self._session.emit(
+                "reply",
+                round=cohort.number,
+                phase=cohort.phase,
+                client=client,
+                node=node,
+                seconds=round(time.monotonic() - cohort.started, 3),
+                status=status,
+                reason=reason,
+            )
+        missing = [client for node, client in cohort.clients.items() if node not in heard]
+        if missing:
+            logger.warning("round %d: no answer in time from %s", cohort.number, ", ".join(missing))
+        if train:
+            self.tally = Tally(**statuses, missing=missing)
+        return sorted(accepted.values(), key=lambda reply: name_order(reply.client))
+
+    def _require_quorum(self, cohort: Cohort, accepted: int) -> None:
+        """Raise unless enough of the cohort was accepted."""
+        needed = max(1, math.ceil(round(self.settings.quorum * len(cohort.clients), 9)))
+        if accepted < needed:
+            raise QuorumError(
+                f"round {cohort.number}: {accepted} of {len(cohort.clients)} replies are usable, but "
+                f"quorum={self.settings.quorum:g} needs {needed}; look at the quarantine reasons above, sample "
+                "more nodes, or lower quorum."
+            )
+
+    def _weights(self, accepted: Sequence[ClientReply]) -> NDArray[np.float64] | None:
+        """Return the claimed numbers of examples, or ``None`` for equal weights."""
+        if self.weighting is Weighting.UNIFORM:
+            return None
+        return np.array([reply.num_examples for reply in accepted], dtype=np.float64)
+
+    def _step(self, cohort: Cohort, accepted: Sequence[ClientReply], aggregate: Aggregate) -> NamedArrays:
+        """Return the new parameters."""
+        layout, base = cohort.layout, cohort.base
+        votes = {
+            key: combine_integers([reply.arrays[key] for reply in accepted]) for key in layout.other_keys
+        }
+        like = {**base, **votes}
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.server_optimizer is None:
+                vector = layout.flatten(base) + aggregate.value
+            else:
+                stepped = self.server_optimizer.step(_floats(base), layout.split(aggregate.value))
+                vector = layout.flatten({**like, **stepped})
+        try:
+            return layout.unflatten(vector, like=like)
+        except StructureError as error:
+            raise DivergenceError(
+                f"round {cohort.number}: the new parameters do not fit the model ({error}). Lower the learning "
+                "rate, or use a robust strategy if clients may be hostile."
+            ) from error
+
+    def _combine_metrics(self, accepted: Sequence[ClientReply]) -> Metrics:
+        """Average metrics under a linear rule; take medians where clients are not trusted."""
+        if self.aggregator.contract.access is Access.EVERY_UPDATE:
+            return median_metrics(accepted)
+        weights = self._weights(accepted)
+        return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
+
+
+def _floats(parameters: NamedArrays) -> NamedArrays:
+    """Return the floating-point arrays of ``parameters``."""
+    return {key: parameters[key] for key in Layout.of(parameters).float_keys}

@@ -1,0 +1,91 @@
+"""The options that every strategy takes: sampling, quorum, weights, record keys."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypedDict
+
+from fl_plugins.errors import ConfigError
+from fl_plugins.registry import Kind, PluginKind
+from fl_plugins.wire import ARRAYS, CONFIG, NUM_EXAMPLES
+
+
+class StrategyOptions(TypedDict, total=False):
+    """Keyword arguments common to all strategies; :class:`Settings` documents and checks them."""
+
+    fraction_train: float
+    num_train_nodes: int | None
+    min_train_nodes: int
+    fraction_evaluate: float
+    num_evaluate_nodes: int | None
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    quorum: float
+    max_attempts: int
+    max_num_examples: int
+    server_optimizer: Annotated[Any, PluginKind(Kind.OPTIMIZER)]
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Checked settings of a strategy.
+
+    Parameters
+    ----------
+    fraction_train, fraction_evaluate : float
+        Part of the connected nodes to sample, in ``[0, 1]``; 0 skips that phase.
+    num_train_nodes, num_evaluate_nodes : int, optional
+        Sample exactly so many nodes instead.
+    min_train_nodes, min_evaluate_nodes, min_available_nodes : int
+        Sample at least so many; wait until at least so many are connected.
+    quorum : float
+        Part of the sampled nodes, in ``(0, 1]``, whose training replies must be usable.
+    max_attempts : int
+        How often a round without quorum is tried in all before the run ends.
+    max_num_examples : int
+        Largest claimed number of examples that is believed; a larger claim is quarantined.
+    weighted_by_key, arrayrecord_key, configrecord_key : str
+        Keys in the records, as in Flower's own strategies.
+    """
+
+    fraction_train: float = 1.0
+    num_train_nodes: int | None = None
+    min_train_nodes: int = 2
+    fraction_evaluate: float = 1.0
+    num_evaluate_nodes: int | None = None
+    min_evaluate_nodes: int = 2
+    min_available_nodes: int = 2
+    quorum: float = 0.5
+    max_attempts: int = 3
+    max_num_examples: int = 10_000_000
+    weighted_by_key: str = NUM_EXAMPLES
+    arrayrecord_key: str = ARRAYS
+    configrecord_key: str = CONFIG
+
+    def __post_init__(self) -> None:
+        for name in ("fraction_train", "fraction_evaluate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"strategy: {name}={getattr(self, name)}, but a fraction lies in [0, 1].")
+        for name in ("num_train_nodes", "num_evaluate_nodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"strategy: {name}={value}, but a cohort has >= 1 node; leave it out.")
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"strategy: {name}={getattr(self, name)}, but it must be >= 1.")
+        if not 0.0 < self.quorum <= 1.0:
+            raise ConfigError(f"strategy: quorum={self.quorum}, but it is a part of the cohort in (0, 1].")
+        if self.max_num_examples < 1:
+            raise ConfigError(f"strategy: max_num_examples={self.max_num_examples}, but it must be >= 1.")
+
+    def cohort_size(self, phase: Literal["train", "evaluate"], num_connected: int) -> int:
+        """Return how many nodes a cohort needs when ``num_connected`` are there; 0 skips the phase."""
+        exact: int | None = getattr(self, f"num_{phase}_nodes")
+        fraction: float = getattr(self, f"fraction_{phase}")
+        if fraction == 0.0:
+            return 0
+        if exact is not None:
+            return exact
+        least: int = getattr(self, f"min_{phase}_nodes")
+        return max(int(round(fraction * num_connected, 9)), least)

@@ -1,0 +1,137 @@
+"""One reply at a time: read it, check it against the model, say what is wrong with it.
+
+Flower checks all replies together and ends the run when one is malformed. Here each is judged alone and
+an unusable one is refused with its reason; the round goes on with the others.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message, MetricRecord
+from numpy.typing import NDArray
+
+from fl_plugins.errors import ReplyError, StructureError
+from fl_plugins.records import Layout, to_named
+from fl_plugins.training import NamedArrays
+
+Metrics = dict[str, float | list[float]]
+
+
+@dataclass(frozen=True)
+class ClientReply:
+    """A usable reply: ``arrays`` are the client's *parameters* (empty for an evaluation)."""
+
+    client: str
+    node: int
+    arrays: NamedArrays
+    num_examples: float | None
+    metrics: Metrics
+
+
+def read_reply(
+    message: Message,
+    client: str,
+    *,
+    layout: Layout | None,
+    examples_key: str,
+    examples_required: bool,
+    max_num_examples: int,
+) -> ClientReply:
+    """Check one reply; ``layout=None`` means that no arrays are expected (evaluation).
+
+    Raises
+    ------
+    ReplyError
+        With the reason: an error reply, a missing or surplus record, other keys, shapes or kinds of
+        dtype, a non-finite value, or a number of examples that is not in ``(0, max_num_examples]``.
+    """
+    if message.has_error():
+        raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
+    metrics = _read_metrics(message)
+    num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
+    arrays: NamedArrays = {} if layout is None else _read_arrays(message, layout)
+    return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
+
+
+def mean_metrics(replies: Sequence[ClientReply], weights: Sequence[float]) -> Metrics:
+    """Return the weighted mean of every metric over the replies that report it."""
+    return _combine(replies, lambda values, share: np.average(values, axis=0, weights=share), weights)
+
+
+def median_metrics(replies: Sequence[ClientReply]) -> Metrics:
+    """Return the median of every metric over the replies that report it: no single client decides it."""
+    return _combine(replies, lambda values, _: np.median(values, axis=0), [1.0] * len(replies))
+
+
+def to_metric_record(metrics: Mapping[str, float | list[float]]) -> MetricRecord:
+    """Return Flower's record of ``metrics``."""
+    return MetricRecord(dict(metrics))
+
+
+def _combine(
+    replies: Sequence[ClientReply],
+    combine: Callable[[NDArray[np.float64], NDArray[np.float64]], Any],
+    weights: Sequence[float],
+) -> Metrics:
+    """Combine metric by metric; lists of unequal length have no common meaning and are left out."""
+    combined: Metrics = {}
+    for key in dict.fromkeys(key for reply in replies for key in reply.metrics):
+        reporting = [
+            (reply.metrics[key], w) for reply, w in zip(replies, weights, strict=True) if key in reply.metrics
+        ]
+        if len({np.shape(value) for value, _ in reporting}) > 1:
+            continue
+        values = np.array([value for value, _ in reporting], dtype=np.float64)
+        combined[key] = combine(values, np.array([w for _, w in reporting])).tolist()
+    return combined
+
+
+def _read_metrics(message: Message) -> Metrics:
+    """Return the reply's only MetricRecord as floats."""
+    records = list(message.content.metric_records.values())
+    if len(records) != 1:
+        raise ReplyError(f"the reply has {len(records)} MetricRecords, but exactly one is expected")
+    metrics: Metrics = {}
+    for key, value in records[0].items():
+        numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
+        if not all(math.isfinite(number) for number in numbers):
+            raise ReplyError(f"metric {key!r} is not finite ({value!r})")
+        metrics[key] = numbers if isinstance(value, list) else numbers[0]
+    return metrics
+
+
+def _read_num_examples(metrics: Metrics, key: str, most: int, *, required: bool) -> float | None:
+    """Take the claimed number of examples out of ``metrics`` and check it."""
+    value = metrics.pop(key, None)
+    if value is None:
+        if required:
+            raise ReplyError(f"metric {key!r} is missing, but the updates are weighted by it")
+        return None
+    if isinstance(value, list) or not 0 < value <= most:
+        raise ReplyError(f"metric {key!r} is {value!r}, but one number in (0, {most}] is expected")
+    return value
+
+
+def _read_arrays(message: Message, layout: Layout) -> NamedArrays:
+    """Return the reply's only ArrayRecord, checked against the model's layout."""
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
+    try:
+        arrays = to_named(records[0])
+        layout.check(arrays, owner="the reply")
+    except StructureError as error:
+        raise ReplyError(str(error)) from error
+    for key in layout.float_keys:
+        if not np.isfinite(arrays[key]).all():
+            raise ReplyError(f"array {key!r} has NaN or infinite values")
+    return arrays
+
+
+def _short(reason: str) -> str:
+    """Return the last line of a reason (Flower puts whole tracebacks there), at most 300 characters."""
+    lines = [line.strip() for line in reason.strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else reason)[:300]

@@ -1,0 +1,59 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_plugins.aggregation.order_statistics import select_ranks, trimmed
+from fl_plugins.aggregation.rows import BLOCK_COLUMNS, DenseRows
+
+
+@pytest.mark.parametrize("n", range(1, 12))
+def test_the_network_sorts_every_0_1_input_for_every_range_of_ranks(n):
+    """By the 0-1 principle (Knuth 5.3.4, Theorem Z) it then sorts every input."""
+    inputs = np.array(list(itertools.product([0.0, 1.0], repeat=n))).T
+    ordered = np.sort(inputs, axis=0)
+    for first, stop in itertools.combinations(range(n + 1), 2):
+        np.testing.assert_array_equal(select_ranks(inputs, first, stop), ordered[first:stop])
+
+
+@given(st.integers(1, 150), st.integers(0, 10**6))
+def test_ranks_of_larger_cohorts_agree_with_numpy(n, seed):
+    rng = np.random.default_rng(seed)
+    block = rng.normal(size=(n, 5)).astype(np.float32)
+    before = block.copy()
+    first = int(rng.integers(0, n))
+    stop = int(rng.integers(first + 1, n + 1))
+    np.testing.assert_array_equal(select_ranks(block, first, stop), np.sort(block, axis=0)[first:stop])
+    np.testing.assert_array_equal(block, before)
+
+
+def kept_counts(rows: np.ndarray, num_trimmed: int) -> np.ndarray:
+    """How much of each row is kept, averaged over every order in which equal values could be sorted."""
+    n, d = rows.shape
+    counts = np.zeros(n)
+    for column in range(d):
+        values = rows[:, column].tolist()
+        ordered = sorted(values)[num_trimmed : n - num_trimmed]
+        for row, value in enumerate(values):
+            counts[row] += ordered.count(value) / values.count(value)
+    return counts
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(2, 9), st.integers(0, 10**6))
+def test_contribution_is_the_share_of_kept_values_with_ties_shared(n, d, levels, seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, levels, (n, d)).astype(float)
+    f = int(rng.integers(0, (n - 1) // 2 + 1))
+    found = trimmed(DenseRows(rows), num_trimmed=f, rule="test").contribution
+    # counts are sums of at most 54 rationals < 1: 1e-12 is rounding
+    np.testing.assert_allclose(found, kept_counts(rows, f) / (d * (n - 2 * f)), rtol=0, atol=1e-12)
+
+
+def test_contribution_is_exact_where_only_some_columns_have_ties():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(7, BLOCK_COLUMNS + 50)).astype(np.float32)
+    rows[:, ::3] = 0.0
+    found = trimmed(DenseRows(rows), num_trimmed=2, rule="test").contribution
+    np.testing.assert_allclose(found, kept_counts(rows, 2) / rows.shape[1] / 3, rtol=0, atol=1e-12)

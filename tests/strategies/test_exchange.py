@@ -1,0 +1,44 @@
+"""The exchange yields replies as they land and gives up at the deadline."""
+
+import time
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from fl_plugins.testing import InProcessGrid
+from strategies.exchange import exchange
+
+
+def _messages(nodes: list[int]) -> list[Message]:
+    content = RecordDict({"config": ConfigRecord(), "arrays": ArrayRecord()})
+    return [Message(content, node, "train") for node in nodes]
+
+
+def _echo(message: Message, _: object) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+def test_first_reply_comes_before_the_last_is_served() -> None:
+    served: list[int] = []
+
+    def client(message: Message, _: object) -> Message:
+        served.append(message.metadata.dst_node_id)
+        return Message(RecordDict(), reply_to=message)
+
+    with InProcessGrid(client, 3) as grid:
+        replies = exchange(grid, _messages([1, 2, 3]), timeout_s=10)
+        next(replies)
+        assert len(served) == 1
+        assert len(list(replies)) == 2
+
+
+def test_silent_nodes_are_absent_after_the_deadline_and_not_before() -> None:
+    with InProcessGrid(_echo, 3, silent=[2]) as grid:
+        started = time.monotonic()
+        replies = list(exchange(grid, _messages([1, 2, 3]), timeout_s=0.3))
+        assert {reply.metadata.src_node_id for reply in replies} == {1, 3}
+        assert time.monotonic() - started >= 0.3
+
+
+def test_nothing_to_send_returns_at_once() -> None:
+    with InProcessGrid(_echo, 1) as grid:
+        assert list(exchange(grid, [], timeout_s=60)) == []

@@ -1,0 +1,77 @@
+"""Stable names make cohorts reproducible although Flower draws node ids anew in every simulation."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_plugins.errors import QuorumError
+from fl_plugins.testing import InProcessGrid
+from fl_plugins.wire import CLIENT_ID
+from strategies.roster import Roster, name_order, sample_cohort
+
+
+def _named(message: Message, context: Context) -> Message:
+    name = str(context.node_config["partition-id"])
+    return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: name})}), reply_to=message)
+
+
+def _stock(message: Message, _: Context) -> Message:
+    raise ValueError("No query function registered with name 'roll_call'")
+
+
+@given(st.permutations(range(12)), st.integers(1, 12), st.integers(0, 2**32))
+def test_a_cohort_depends_on_names_and_seed_but_not_on_node_ids(
+    order: list[int], size: int, seed: int
+) -> None:
+    straight = {1000 + index: str(index) for index in range(12)}
+    shuffled = {7 * node + 1: str(index) for node, index in enumerate(order)}
+    rng = np.random.default_rng
+    one = sample_cohort(straight, size, rng=rng(seed))
+    other = sample_cohort(shuffled, size, rng=rng(seed))
+    assert list(one.values()) == list(other.values())
+    assert len(set(one)) == size
+
+
+def test_every_client_is_sampled_equally_often() -> None:
+    clients = {node: str(node) for node in range(10)}
+    counts = Counter(
+        name
+        for seed in range(2000)
+        for name in sample_cohort(clients, 3, rng=np.random.default_rng(seed)).values()
+    )
+    # Binomial(2000, 0.3): mean 600, sd 20.5; five sd leave a chance of about 6e-6 for ten names.
+    assert max(abs(count - 600) for count in counts.values()) < 5 * 20.5
+
+
+def test_numeric_names_sort_by_value() -> None:
+    assert sorted(["10", "node-7", "9", "abc"], key=name_order) == ["9", "10", "abc", "node-7"]
+
+
+def test_roll_call_learns_names_and_asks_each_node_once() -> None:
+    with InProcessGrid(_named, 3) as grid:
+        roster = Roster(roll_call=True)
+        assert roster.wait_for(grid, 3, timeout_s=5) == {1: "0", 2: "1", 3: "2"}
+        roster.wait_for(grid, 3, timeout_s=5)
+        assert len(grid.sent) == 3
+
+
+def test_stock_clients_keep_their_node_ids() -> None:
+    with InProcessGrid(_stock, 2) as grid:
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "node-1", 2: "node-2"}
+
+
+def test_two_nodes_that_claim_one_name_stay_apart() -> None:
+    def impostor(message: Message, _: Context) -> Message:
+        return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: "0"})}), reply_to=message)
+
+    with InProcessGrid(_named, 2, overrides={2: impostor}) as grid:
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "0", 2: "0@2"}
+
+
+def test_too_few_nodes_end_in_an_error_with_numbers_not_in_an_endless_wait() -> None:
+    with InProcessGrid(_named, 2) as grid, pytest.raises(QuorumError, match=r"2 nodes .* but 5 are needed"):
+        Roster().wait_for(grid, 5, timeout_s=0.1)
