@@ -1,1 +1,75 @@
-"""The clients' wing: JAX trainers, tasks and attacks for a Flower ClientApp."""
+"""The clients' wing: JAX trainers, models, tasks and attacks.
+
+Names are imported when they are first used: ``import clients`` does not import JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attacks.gaussian_noise import GaussianNoise
+    from .attacks.label_flip import LabelFlip
+    from .attacks.sign_flip import SignFlip
+    from .compilation_cache import enable_compilation_cache
+    from .layers import Conv, conv_general_dilated, max_pool_2x2
+    from .losses import accuracy, softmax_cross_entropy, squared_error
+    from .models import linen_model, nnx_model
+    from .partitioned import Partitioned
+    from .supervised import Supervised
+    from .tasks.breast_cancer import breast_cancer
+    from .tasks.digits import digits
+    from .tasks.flwr_dataset import flwr_dataset
+
+__all__ = [
+    "Conv",
+    "GaussianNoise",
+    "LabelFlip",
+    "Partitioned",
+    "SignFlip",
+    "Supervised",
+    "accuracy",
+    "breast_cancer",
+    "conv_general_dilated",
+    "digits",
+    "enable_compilation_cache",
+    "flwr_dataset",
+    "linen_model",
+    "max_pool_2x2",
+    "nnx_model",
+    "softmax_cross_entropy",
+    "squared_error",
+]
+
+_MODULES = {
+    "Conv": "layers",
+    "GaussianNoise": "attacks.gaussian_noise",
+    "LabelFlip": "attacks.label_flip",
+    "Partitioned": "partitioned",
+    "SignFlip": "attacks.sign_flip",
+    "Supervised": "supervised",
+    "accuracy": "losses",
+    "breast_cancer": "tasks.breast_cancer",
+    "conv_general_dilated": "layers",
+    "digits": "tasks.digits",
+    "enable_compilation_cache": "compilation_cache",
+    "flwr_dataset": "tasks.flwr_dataset",
+    "linen_model": "models",
+    "max_pool_2x2": "layers",
+    "nnx_model": "models",
+    "softmax_cross_entropy": "losses",
+    "squared_error": "losses",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines ``name``."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

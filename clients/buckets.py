@@ -9,6 +9,7 @@ bucket that is twice too large costs memory, not arithmetic.
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +17,7 @@ from fl_plugins.errors import DataError
 from fl_plugins.training import Dataset
 
 GROWTH = 2
-"""Ratio of one capacity to the next: at most ``log2(largest / smallest)`` programs, at most twice the memory."""
+"""Ratio of one capacity to the next: few programs (a logarithm of the sizes), at most twice the memory."""
 
 
 class PaddedDataset(NamedTuple):
@@ -62,13 +63,12 @@ def pad_to_bucket(data: Dataset, *, unit: int) -> PaddedDataset:
 
 def _padded(array: NDArray[Any], capacity: int, *, name: str) -> NDArray[Any]:
     """Return ``array`` with zero rows up to ``capacity``."""
-    try:
-        dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    except TypeError as error:
+    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == np.bool_):
         raise DataError(
             f"Dataset: {name} has dtype {array.dtype}, but a trainer needs numbers; encode it in the task's "
             "loader."
-        ) from error
+        )
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if len(array) == capacity and array.dtype == dtype:
         return array
     padded = np.zeros((capacity, *array.shape[1:]), dtype)

@@ -14,6 +14,7 @@ import stat
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -33,19 +34,20 @@ def enable_compilation_cache() -> Path | None:
     and returns ``None``. Limits that the environment sets (``$JAX_PERSISTENT_CACHE_MIN_...``) are kept, and
     so is ``$JAX_ENABLE_COMPILATION_CACHE=false``.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache:
         return None
-    configured: str | None = jax.config.jax_compilation_cache_dir
+    configured: str | None = config.jax_compilation_cache_dir
     if configured is None:
         directory = _private_directory(default_directory())
         if directory is None:
             return None
-        jax.config.update("jax_compilation_cache_dir", str(directory))
+        config.update("jax_compilation_cache_dir", str(directory))
     else:
         directory = Path(configured)
     for name, value in _ENTRY_LIMITS.items():
         if name.upper() not in os.environ:
-            jax.config.update(name, value)
+            config.update(name, value)
     return directory
 
 

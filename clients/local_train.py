@@ -127,7 +127,9 @@ def make_evaluate(model: Model, values: Mapping[str, PerExample]) -> Callable[..
             }
 
         steps = (num_examples + (batch_size - 1)) // batch_size
-        return lax.fori_loop(0, steps, step, {name: jnp.float32(0) for name in values})
+        zeros = {name: jnp.float32(0) for name in values}
+        sums: dict[str, jax.Array] = lax.fori_loop(0, steps, step, zeros)
+        return sums
 
     return evaluate
 

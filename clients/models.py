@@ -38,14 +38,15 @@ def nnx_model(factory: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
     """
     from flax import nnx
 
-    filters = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate, ...)
+    def split(module: Any) -> Any:
+        return nnx.split(module, nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate, ...)
 
     @functools.cache
-    def structure() -> tuple[Any, ...]:
-        return tuple(nnx.split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))), *filters))
+    def structure() -> Any:
+        return split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))
 
     def init(key: jax.Array) -> dict[str, PyTree]:
-        _, params, batch_stats, _, _, state = nnx.split(factory(nnx.Rngs(key)), *filters)
+        _, params, batch_stats, _, _, state = split(factory(nnx.Rngs(key)))
         return _collections(params=params, batch_stats=batch_stats, state=state)
 
     def apply(
@@ -66,7 +67,7 @@ def nnx_model(factory: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
         outputs = module(x)
         if not train:
             return outputs, {name: tree for name, tree in variables.items() if name != "params"}
-        _, _, batch_stats, _, _, state = nnx.split(module, *filters)
+        _, _, batch_stats, _, _, state = split(module)
         return outputs, _collections(batch_stats=batch_stats, state=state)
 
     return Model(init=init, apply=apply)
@@ -79,20 +80,19 @@ def linen_model(module: "linen.Module", sample_input: Any) -> Model:
     ``deterministic`` it has. The RNG streams are ``params`` at initialisation and ``dropout`` in training.
     """
     mode = _mode_keyword(module)
+    pure: Any = module
 
     def init(key: jax.Array) -> dict[str, PyTree]:
         params_key, dropout_key = jax.random.split(key)
-        return dict(
-            module.init({"params": params_key, "dropout": dropout_key}, sample_input, **mode(False))
-        )
+        return dict(pure.init({"params": params_key, "dropout": dropout_key}, sample_input, **mode(False)))
 
     def apply(
         variables: Mapping[str, PyTree], x: Any, *, train: bool, key: jax.Array | None
     ) -> tuple[Any, dict[str, PyTree]]:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         if not train:
-            return module.apply(variables, x, **mode(False)), state
-        outputs, new_state = module.apply(
+            return pure.apply(variables, x, **mode(False)), state
+        outputs, new_state = pure.apply(
             variables, x, **mode(True), rngs={"dropout": key}, mutable=list(state)
         )
         return outputs, {**state, **new_state}
@@ -152,9 +152,7 @@ def _keyed(state: Any, key: jax.Array) -> Any:
         abstract = variable.get_value()
         if isinstance(variable, nnx.RngKey):
             stream = jax.random.fold_in(key, numbers[path])
-            return variable.replace(
-                jax.random.split(stream, abstract.shape) if abstract.shape else stream
-            )
+            return variable.replace(jax.random.split(stream, abstract.shape) if abstract.shape else stream)
         return variable.replace(jax.numpy.zeros(abstract.shape, abstract.dtype))
 
     return _map(state, value)

@@ -1,6 +1,7 @@
 """Small NNX networks that the ready-made tasks train."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 from flax import nnx
@@ -11,14 +12,9 @@ from .layers import Conv, max_pool_2x2
 class MLP(nnx.Module):
     """Linear layers with ReLU between them over flattened inputs; no hidden layer is logistic regression."""
 
-    def __init__(
-        self, in_features: int, out_features: int, *, hidden: Sequence[int], rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, *, hidden: Sequence[int], rngs: nnx.Rngs) -> None:
         sizes = [in_features, *hidden, out_features]
-        self.layers = nnx.List(
-            nnx.Linear(before, after, rngs=rngs)
-            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nnx.List(nnx.Linear(before, after, rngs=rngs) for before, after in pairwise(sizes))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return logits ``(b, out_features)``."""

@@ -45,7 +45,9 @@ def dirichlet(
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"dirichlet: alpha={alpha!r} must be a finite number > 0; 0.5 is strongly uneven.")
     if min_examples < 0:
-        raise ConfigError(f"dirichlet: min_examples={min_examples!r} must be >= 0; leave it out for no bound.")
+        raise ConfigError(
+            f"dirichlet: min_examples={min_examples!r} must be >= 0; leave it out for no bound."
+        )
     if min_examples * num_partitions > len(labels):
         raise ConfigError(
             f"dirichlet: min_examples={min_examples} for {num_partitions} partitions needs "
@@ -90,7 +92,7 @@ def by_label(
     owners: list[list[int]] = [[] for _ in classes]
     for client in range(num_partitions):
         # The classes with the fewest owners so far, ties at random.
-        rank = np.lexsort((rng.random(len(classes)), [len(clients) for clients in owners]))
+        rank = np.lexsort((rng.random(len(classes)), np.array([len(clients) for clients in owners])))
         for label in rank[:labels_per_client]:
             owners[label].append(client)
     parts: list[list[Indices]] = [[] for _ in range(num_partitions)]
@@ -101,10 +103,8 @@ def by_label(
     return _sorted([np.concatenate(part) for part in parts])
 
 
-def hold_out(
-    labels: NDArray[Any], fraction: float, *, rng: np.random.Generator
-) -> tuple[Indices, Indices]:
-    """Split stratified by class into (rest, held out), both sorted; each class gives ``round(fraction * n)``."""
+def hold_out(labels: NDArray[Any], fraction: float, *, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Split into (rest, held out), both sorted; each class gives ``round(fraction * its n)``."""
     held_out = [
         members[: round(fraction * len(members))]
         for value in np.unique(labels)
@@ -126,7 +126,9 @@ def check_partition_id(partition_id: int, num_partitions: int, *, task: str) -> 
 def _check_num_partitions(num_partitions: int) -> None:
     """Raise ``DataError`` unless there is at least one partition."""
     if num_partitions < 1:
-        raise DataError(f"partition: num_partitions={num_partitions} must be >= 1; check the node's configuration.")
+        raise DataError(
+            f"partition: num_partitions={num_partitions} must be >= 1; check the node's configuration."
+        )
 
 
 def _dirichlet_draw(

@@ -158,9 +158,8 @@ class Partitioned:
             if len(indices) == 0:
                 raise DataError(
                     f"{self.task}: partition {partition_id} of {num_partitions} has no examples; use fewer "
-                    "partitions (there are "
-                    f"{len(self._train)} training examples), or with partition='dirichlet' set min_examples=1 "
-                    "or raise alpha."
+                    f"partitions (there are {len(self._train)} training examples), or with "
+                    "partition='dirichlet' raise alpha or set min_examples=1."
                 )
             rng = derive_rng(self.seed, self.task, "validation", num_partitions, partition_id)
             shuffled = rng.permutation(indices)

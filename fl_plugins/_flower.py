@@ -4,6 +4,7 @@ Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what e
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ def build_bundle(app_dir: Path) -> bytes:
     from flwr.cli.config_utils import load_and_validate
 
     load_and_validate(app_dir / "pyproject.toml")
-    return build_fab_from_disk(app_dir)
+    with warnings.catch_warnings():  # flwr's own use of pathspec
+        warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
+        return build_fab_from_disk(app_dir)
 
 
 @contextmanager

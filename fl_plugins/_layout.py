@@ -169,16 +169,7 @@ class Layout:
         DivergenceError
             If a value is NaN, infinite, or too large for its array's dtype.
         """
-        if vector.shape != (self.size,):
-            raise StructureError(
-                f"vector has shape {vector.shape} but the model has {self.size} float elements."
-            )
-        parts: NamedArrays = {}
-        start = 0
-        for entry in self.float_entries:
-            parts[entry.key] = vector[start : start + entry.size].reshape(entry.shape)
-            start += entry.size
-        floats = self.cast(parts)
+        floats = self.cast(self.split(vector))
         if like is None:
             return floats
         self.check(like, owner="like")

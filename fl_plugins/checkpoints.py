@@ -129,7 +129,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _write(stream: Any, checkpoint: Checkpoint) -> None:
     """Write the archive's members; stored, not compressed, since parameters do not compress."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
         for group, named in checkpoint.arrays.items():
             for name, value in named.items():

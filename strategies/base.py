@@ -7,10 +7,9 @@ anyone's ServerApp and with stock Flower clients, which reply with full paramete
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -21,22 +20,26 @@ from numpy.typing import NDArray
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator
 from fl_plugins.contracts import Access, Weighting
-from fl_plugins.errors import ConfigError, DivergenceError, QuorumError, ReplyError, StructureError
+from fl_plugins.errors import ConfigError, DivergenceError, QuorumError
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
 from fl_plugins.run_options import Emit, EvaluateFn, RunOptions, ignore_event
 from fl_plugins.seeds import derive_rng
 from fl_plugins.training import NamedArrays
 
+from .cohort import Cohort, Phase, Tally
 from .options import Settings, StrategyOptions
-from .replies import ClientReply, Metrics, mean_metrics, median_metrics, read_reply, to_metric_record
-from .roster import Roster, name_order, sample_cohort
+from .replies import (
+    ClientReply,
+    Metrics,
+    mean_metrics,
+    median_metrics,
+    to_metric_record,
+)
+from .roster import Roster, sample_cohort
 from .rounds import run_rounds
 from .server_optimizer import ServerOptimizer
-from .tally import Tally
 
 logger = logging.getLogger("flwr.fl_plugins")
-
-Phase = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +50,6 @@ class Session:
     timeout_s: float = 3600.0
     roster: Roster = field(default_factory=Roster)
     emit: Emit = ignore_event
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cohort:
-    """One exchange under way: who was asked what, since when."""
-
-    phase: Phase
-    number: int
-    attempt: int
-    base: NamedArrays
-    layout: Layout
-    clients: dict[int, str]
-    messages: Sequence[Message]
-    started: float
-
-    def sender(self, reply: Message) -> int:
-        """Return the node that a reply comes from (Flower's own error replies name the message only)."""
-        asked = {
-            m.metadata.message_id: m.metadata.dst_node_id for m in self.messages if m.metadata.message_id
-        }
-        return asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
 
 class FederatedStrategy(Strategy):
@@ -104,7 +86,7 @@ class FederatedStrategy(Strategy):
         transformation = options.pop("server_optimizer", None)
         self.aggregator = aggregator
         self.weighting = weighting
-        self.settings = Settings(**options)  # type: ignore[arg-type]
+        self.settings = Settings(**cast(dict[str, Any], options))
         self.server_optimizer = None if transformation is None else ServerOptimizer(transformation)
         self.tally = Tally()
         self._session = Session()
@@ -138,10 +120,10 @@ class FederatedStrategy(Strategy):
         PreconditionError
             If the rule needs more updates than were accepted.
         DivergenceError
-            If the new parameters are not finite.
+            If every reply has NaN or infinite values, or the new parameters are not finite.
         """
         cohort = self._current("train", server_round)
-        accepted = self._judge(cohort, replies)
+        accepted, self.tally = self._judge(cohort, replies)
         if not cohort.clients:
             return None, None
         self._require_quorum(cohort, len(accepted))
@@ -164,7 +146,7 @@ class FederatedStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Combine the metrics of the usable replies; ``None`` if there are none."""
-        accepted = self._judge(self._current("evaluate", server_round), replies)
+        accepted, _ = self._judge(self._current("evaluate", server_round), replies)
         return to_metric_record(self._combine_metrics(accepted)) if accepted else None
 
     def summary(self) -> None:
@@ -223,7 +205,8 @@ class FederatedStrategy(Strategy):
             if value != getattr(Settings, name)
         ]
         optimizer = [] if self.server_optimizer is None else ["with a server optimizer"]
-        return f"{type(self).__name__}({', '.join([repr(self.aggregator), self.weighting, *changed, *optimizer])})"
+        parts = [repr(self.aggregator), self.weighting, *changed, *optimizer]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     # -- Inside ----------------------------------------------------------------------------------------
 
@@ -273,64 +256,29 @@ class FederatedStrategy(Strategy):
         cohort = self._cohort
         if cohort is None or (cohort.phase, cohort.number) != (phase, number):
             raise ConfigError(
-                f"{type(self).__name__}: aggregate_{phase} of round {number} without configure_{phase} of the "
-                "same round; the update is reply − global, so call configure first."
+                f"{type(self).__name__}: aggregate_{phase} of round {number} without configure_{phase} of "
+                "the same round; the update is reply − global, so call configure first."
             )
         return cohort
 
-    def _judge(self, cohort: Cohort, replies: Iterable[Message]) -> list[ClientReply]:
-        """Return the usable replies ordered by client; report every other one with its reason."""
-        accepted: dict[int, ClientReply] = {}
-        heard: set[int] = set()
-        statuses: Counter[str] = Counter()
-        train = cohort.phase == "train"
-        for message in replies:
-            node = cohort.sender(message)
-            client = cohort.clients.get(node, f"node-{node}")
-            status, reason = "accepted", ""
-            try:
-                if node not in cohort.clients or node in heard:
-                    raise ReplyError("the node was not asked in this round, or answered before")
-                heard.add(node)
-                accepted[node] = read_reply(
-                    message,
-                    client,
-                    layout=cohort.layout if train else None,
-                    examples_key=self.settings.weighted_by_key,
-                    examples_required=self.weighting is Weighting.EXAMPLES,
-                    max_num_examples=self.settings.max_num_examples,
-                )
-            except ReplyError as error:
-                status, reason = ("failed" if message.has_error() else "quarantined"), str(error)
-                logger.warning(
-                    "round %d: client %s (node %d) %s: %s", cohort.number, client, node, status, reason
-                )
-            statuses[status] += 1
-            self._session.emit(
-                "reply",
-                round=cohort.number,
-                phase=cohort.phase,
-                client=client,
-                node=node,
-                seconds=round(time.monotonic() - cohort.started, 3),
-                status=status,
-                reason=reason,
-            )
-        missing = [client for node, client in cohort.clients.items() if node not in heard]
-        if missing:
-            logger.warning("round %d: no answer in time from %s", cohort.number, ", ".join(missing))
-        if train:
-            self.tally = Tally(**statuses, missing=missing)
-        return sorted(accepted.values(), key=lambda reply: name_order(reply.client))
+    def _judge(self, cohort: Cohort, replies: Iterable[Message]) -> tuple[list[ClientReply], Tally]:
+        """Return the usable replies and the count of all."""
+        weighted = self.weighting is Weighting.EXAMPLES
+        return cohort.judge(replies, self.settings, weighted=weighted, emit=self._session.emit)
 
     def _require_quorum(self, cohort: Cohort, accepted: int) -> None:
         """Raise unless enough of the cohort was accepted."""
+        if self.tally.answered and self.tally.non_finite == self.tally.answered:
+            raise DivergenceError(
+                f"round {cohort.number}: every reply has NaN or infinite values, so the model has diverged; "
+                "lower the learning rate, or use a robust strategy if clients may be hostile."
+            )
         needed = max(1, math.ceil(round(self.settings.quorum * len(cohort.clients), 9)))
         if accepted < needed:
             raise QuorumError(
                 f"round {cohort.number}: {accepted} of {len(cohort.clients)} replies are usable, but "
-                f"quorum={self.settings.quorum:g} needs {needed}; look at the quarantine reasons above, sample "
-                "more nodes, or lower quorum."
+                f"quorum={self.settings.quorum:g} needs {needed}; look at the quarantine reasons above, "
+                "sample more nodes, or lower quorum."
             )
 
     def _weights(self, accepted: Sequence[ClientReply]) -> NDArray[np.float64] | None:
@@ -342,23 +290,17 @@ class FederatedStrategy(Strategy):
     def _step(self, cohort: Cohort, accepted: Sequence[ClientReply], aggregate: Aggregate) -> NamedArrays:
         """Return the new parameters."""
         layout, base = cohort.layout, cohort.base
+        update = layout.split(aggregate.value)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.server_optimizer is None:
+                moved = {key: base[key] + update[key] for key in update}
+            else:
+                moved = self.server_optimizer.step(_floats(base), update)
+        floats = layout.cast(moved)
         votes = {
             key: combine_integers([reply.arrays[key] for reply in accepted]) for key in layout.other_keys
         }
-        like = {**base, **votes}
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.server_optimizer is None:
-                vector = layout.flatten(base) + aggregate.value
-            else:
-                stepped = self.server_optimizer.step(_floats(base), layout.split(aggregate.value))
-                vector = layout.flatten({**like, **stepped})
-        try:
-            return layout.unflatten(vector, like=like)
-        except StructureError as error:
-            raise DivergenceError(
-                f"round {cohort.number}: the new parameters do not fit the model ({error}). Lower the learning "
-                "rate, or use a robust strategy if clients may be hostile."
-            ) from error
+        return {key: floats[key] if key in floats else votes[key] for key in base}
 
     def _combine_metrics(self, accepted: Sequence[ClientReply]) -> Metrics:
         """Average metrics under a linear rule; take medians where clients are not trusted."""

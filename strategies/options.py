@@ -4,12 +4,18 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from fl_plugins.errors import ConfigError
-from fl_plugins.registry import Kind, PluginKind
+from fl_plugins.registry import Kind, PluginKind, explains
 from fl_plugins.wire import ARRAYS, CONFIG, NUM_EXAMPLES
 
 
 class StrategyOptions(TypedDict, total=False):
-    """Keyword arguments common to all strategies; :class:`Settings` documents and checks them."""
+    """Keyword arguments common to all strategies; :class:`Settings` documents and checks the others.
+
+    Parameters
+    ----------
+    server_optimizer : optax.GradientTransformation, optional
+        Applied at the server to the aggregated update, for example ``sgd(learning_rate=1.0, momentum=0.9)``.
+    """
 
     fraction_train: float
     num_train_nodes: int | None
@@ -27,6 +33,7 @@ class StrategyOptions(TypedDict, total=False):
     configrecord_key: str
 
 
+@explains(StrategyOptions)
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Checked settings of a strategy.
@@ -37,16 +44,20 @@ class Settings:
         Part of the connected nodes to sample, in ``[0, 1]``; 0 skips that phase.
     num_train_nodes, num_evaluate_nodes : int, optional
         Sample exactly so many nodes instead.
-    min_train_nodes, min_evaluate_nodes, min_available_nodes : int
-        Sample at least so many; wait until at least so many are connected.
+    min_train_nodes, min_evaluate_nodes : int
+        Sample at least so many nodes, whatever the fraction gives.
+    min_available_nodes : int
+        Wait until at least so many nodes are connected.
     quorum : float
         Part of the sampled nodes, in ``(0, 1]``, whose training replies must be usable.
     max_attempts : int
         How often a round without quorum is tried in all before the run ends.
     max_num_examples : int
         Largest claimed number of examples that is believed; a larger claim is quarantined.
-    weighted_by_key, arrayrecord_key, configrecord_key : str
-        Keys in the records, as in Flower's own strategies.
+    weighted_by_key : str
+        Metric that holds a reply's number of examples.
+    arrayrecord_key, configrecord_key : str
+        Keys of the records in the messages that are sent.
     """
 
     fraction_train: float = 1.0

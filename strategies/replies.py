@@ -17,6 +17,11 @@ from fl_plugins.errors import ReplyError, StructureError
 from fl_plugins.records import Layout, to_named
 from fl_plugins.training import NamedArrays
 
+
+class NonFiniteReplyError(ReplyError):
+    """The reply has NaN or infinite values: a broken client, or a model that has diverged for everyone."""
+
+
 Metrics = dict[str, float | list[float]]
 
 
@@ -35,12 +40,13 @@ def read_reply(
     message: Message,
     client: str,
     *,
-    layout: Layout | None,
+    base: NamedArrays | None,
+    layout: Layout,
     examples_key: str,
     examples_required: bool,
     max_num_examples: int,
 ) -> ClientReply:
-    """Check one reply; ``layout=None`` means that no arrays are expected (evaluation).
+    """Check one reply against the global parameters ``base``; ``None``: no arrays are expected (evaluation).
 
     Raises
     ------
@@ -52,7 +58,7 @@ def read_reply(
         raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
     metrics = _read_metrics(message)
     num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
-    arrays: NamedArrays = {} if layout is None else _read_arrays(message, layout)
+    arrays: NamedArrays = {} if base is None else _read_arrays(message, base, layout)
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
 
 
@@ -98,7 +104,7 @@ def _read_metrics(message: Message) -> Metrics:
     for key, value in records[0].items():
         numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
         if not all(math.isfinite(number) for number in numbers):
-            raise ReplyError(f"metric {key!r} is not finite ({value!r})")
+            raise NonFiniteReplyError(f"metric {key!r} is not finite ({value!r})")
         metrics[key] = numbers if isinstance(value, list) else numbers[0]
     return metrics
 
@@ -115,8 +121,8 @@ def _read_num_examples(metrics: Metrics, key: str, most: int, *, required: bool)
     return value
 
 
-def _read_arrays(message: Message, layout: Layout) -> NamedArrays:
-    """Return the reply's only ArrayRecord, checked against the model's layout."""
+def _read_arrays(message: Message, base: NamedArrays, layout: Layout) -> NamedArrays:
+    """Return the reply's only ArrayRecord, checked against the model; its update must be finite."""
     records = list(message.content.array_records.values())
     if len(records) != 1:
         raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
@@ -126,8 +132,11 @@ def _read_arrays(message: Message, layout: Layout) -> NamedArrays:
     except StructureError as error:
         raise ReplyError(str(error)) from error
     for key in layout.float_keys:
-        if not np.isfinite(arrays[key]).all():
-            raise ReplyError(f"array {key!r} has NaN or infinite values")
+        # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
+        with np.errstate(over="ignore", invalid="ignore"):
+            update = np.subtract(arrays[key], base[key], dtype=layout.compute_dtype, casting="unsafe")
+        if not np.isfinite(update).all():
+            raise NonFiniteReplyError(f"array {key!r} has NaN or infinite values, or its update overflows")
     return arrays
 
 

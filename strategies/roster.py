@@ -40,8 +40,9 @@ class Roster:
         while len(connected := sorted(grid.get_node_ids())) < num_nodes:
             if time.monotonic() >= deadline:
                 raise QuorumError(
-                    f"roster: {len(connected)} nodes are connected after {timeout_s:g} s, but {num_nodes} are "
-                    "needed; start more SuperNodes (simulation: num-supernodes) or lower min_available_nodes."
+                    f"roster: {len(connected)} nodes are connected after {timeout_s:g} s, but {num_nodes} "
+                    "are needed; start more SuperNodes (simulation: num-supernodes) or lower "
+                    "min_available_nodes."
                 )
             time.sleep(_PAUSE_S)
         self._learn_names(grid, [node for node in connected if node not in self.names], timeout_s)

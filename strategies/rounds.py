@@ -23,11 +23,11 @@ from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.run_options import Emit, RunOptions
 from fl_plugins.training import NamedArrays
 
+from .cohort import Tally
 from .exchange import exchange
 from .history import MetricsHistory, to_result
 from .options import Settings
 from .replies import Metrics
-from .tally import Tally
 
 logger = logging.getLogger("flwr.fl_plugins")
 
@@ -39,6 +39,7 @@ class Runnable(Protocol):
     tally: Tally
 
     def begin(self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit) -> None: ...  # noqa: D102
+    def summary(self) -> None: ...  # noqa: D102
     def describe(self) -> str: ...  # noqa: D102
     def state(self) -> NamedArrays: ...  # noqa: D102
     def restore(self, parameters: NamedArrays, state: NamedArrays) -> None: ...  # noqa: D102
@@ -107,7 +108,8 @@ class _Run:
                 reason = self._stop_reason()
                 self._save_if_due(last=reason is not None or self.state.round == self.options.num_rounds)
         except Exception as error:
-            self.emit("run_failed", error=f"{type(error).__name__}: {error}", round=self.state.round)
+            kind = type(error).__name__
+            self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
             if isinstance(error, FLPluginsError):
                 error.result = self._result()
             raise
@@ -258,11 +260,12 @@ class _Run:
         """Refuse a checkpoint of another model, strategy, task or seed."""
         theirs = {**saved.facts["identity"], "seed": str(saved.facts["seed"])}
         ours = {**self._identity(), "seed": str(self.seed)}
-        for key in sorted(theirs.keys() | ours.keys()):
+        for key in ours | theirs:
             if theirs.get(key) != ours.get(key):
                 raise CheckpointError(
-                    f"resume: the checkpoint of round {saved.round} has {key}={theirs.get(key)!r}, but this run "
-                    f"has {ours.get(key)!r}; resume with the same configuration, or start anew in another folder."
+                    f"resume: the checkpoint of round {saved.round} has {key}={theirs.get(key)!r}, but this "
+                    f"run has {ours.get(key)!r}; resume with the same configuration, or start anew in "
+                    "another folder."
                 )
 
     def _latest_metrics(self) -> dict[str, float]:

@@ -44,12 +44,12 @@ class LabelFlip:
         """
         if num_classes is None:
             raise ConfigError(
-                "label_flip: the task has num_classes=None, but flipping needs classes; use another attack or "
-                "a classification task."
+                "label_flip: the task has num_classes=None, but flipping needs classes; use another "
+                "attack or a classification task."
             )
         y = data.y
         if not np.issubdtype(y.dtype, np.integer) or (
-            y.size and not (0 <= y.min() and y.max() < num_classes)
+            y.size and not (y.min() >= 0 and y.max() < num_classes)
         ):
             raise DataError(
                 f"label_flip: labels of dtype {y.dtype} must be integers in 0..{num_classes - 1}; check the "

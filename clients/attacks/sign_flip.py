@@ -10,7 +10,9 @@ from fl_plugins.training import Dataset, NamedArrays
 from ._checks import check_finite, check_num_byzantine
 
 
-@register(Kind.ATTACK, "sign_flip", paper="Li et al. 2019, AAAI, RSA: Byzantine-Robust Stochastic Aggregation, §5")
+@register(
+    Kind.ATTACK, "sign_flip", paper="Li et al. 2019, AAAI, RSA: Byzantine-Robust Stochastic Aggregation, §5"
+)
 @dataclass(frozen=True, kw_only=True)
 class SignFlip:
     """Train honestly, then send ``-scale`` times the update.

@@ -36,7 +36,7 @@ def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float
     """
     rows = validate_unweighted(updates, None, rule="pairwise_squared_distances")
     n = rows.shape[0]
-    # BLAS sums depend on a row's position, so rows always take the same one.
+    # A BLAS may sum differently for another position of a row, so rows always take the same one.
     order = canonical_order(rows)
     gram = np.zeros((n, n))
     with np.errstate(over="ignore", invalid="ignore"):

@@ -77,12 +77,12 @@ class MultiKrum:
     num_byzantine : int
         f >= 0; needs ``n >= 2f + 3``.
     num_selected : int, optional
-        m, from 1 (Krum) to ``n − f``. By default ``n − f − 2``, the largest m for which resilience is
-        proved (Damaskinos et al. 2019, AggregaThor, Theorem 1).
+        m, from 1 (Krum) to ``n − f``. By default ``n − f − 2``, as many as a score counts neighbours.
 
     Guarantees
     ----------
-    Summed in float64 in order of rank; ties and order of arrival as for :class:`Krum`.
+    Summed in float64 in order of rank and never outside the selected values. Ties and order of arrival
+    as for :class:`Krum`.
 
     Raises
     ------
@@ -171,7 +171,9 @@ def _mean_of(rows: Rows, selected: NDArray[np.intp], *, rule: str) -> Aggregate:
     """Return the unweighted mean of the selected rows, summed in their order (one row: itself)."""
     value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     for columns, block in finite_blocks(rows, rule=rule):
-        value[columns] = block[selected].sum(axis=0, dtype=np.float64) / len(selected)
+        chosen = block[selected]
+        total = chosen.sum(axis=0, dtype=np.float64)
+        value[columns] = np.clip(total / len(selected), chosen.min(axis=0), chosen.max(axis=0))
     contribution = np.zeros(rows.shape[0])
     contribution[selected] = 1.0 / len(selected)
     return Aggregate(value, contribution)

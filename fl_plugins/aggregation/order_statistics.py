@@ -59,7 +59,7 @@ def select_ranks(block: NDArray[Any], first: int, stop: int) -> list[NDArray[Any
 def _comparators(n: int, first: int, stop: int) -> tuple[tuple[int, int], ...]:
     """Batcher's odd-even merge sort of ``n`` wires, without what ranks ``first:stop`` do not need.
 
-    Knuth, The Art of Computer Programming 3, 5.2.2, Algorithm M.
+    Batcher 1968, Sorting Networks and their Applications.
     """
     network: list[tuple[int, int]] = []
     run = 1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..dtypes import DType, compute_dtype, is_float
 from ..errors import PreconditionError, ReplyError, StructureError
 
-BLOCK_COLUMNS = 16_384
+BLOCK_COLUMNS = 8_192
 """Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
 
 

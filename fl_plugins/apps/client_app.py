@@ -74,9 +74,8 @@ def _read(message: Message) -> tuple[int, NamedArrays]:
             "strategy that sends the global parameters."
         )
     number = config.get(wire.SERVER_ROUND, 0)
-    return int(number) if isinstance(number, int | float) else 0, to_named(
-        next(iter(content.array_records.values()))
-    )
+    arrays = to_named(next(iter(content.array_records.values())))
+    return int(number) if isinstance(number, int | float) else 0, arrays
 
 
 def _partition_of(context: Context) -> tuple[int, int]:

@@ -70,12 +70,13 @@ def _run_foreign(
     """Run a strategy that is not ours with its own loop, which can neither resume nor stop early."""
     if not isinstance(strategy, Strategy):
         raise ContractError(
-            f"{config.strategy}: made a {type(strategy).__name__}, but a flwr.serverapp.strategy.Strategy is needed."
+            f"{config.strategy}: made a {type(strategy).__name__}, but a flwr.serverapp.strategy.Strategy "
+            "is needed."
         )
     if config.resume or config.stop or config.run_dir:
         raise ConfigError(
-            f"{config.strategy}: runs Flower's own round loop, which knows no resume, stop or run-dir; leave them "
-            "out, or derive the strategy from strategies.FederatedStrategy."
+            f"{config.strategy}: runs Flower's own round loop, which knows no resume, stop or run-dir; leave "
+            "them out, or derive the strategy from strategies.FederatedStrategy."
         )
     return strategy.start(
         grid,

@@ -123,7 +123,7 @@ def declared_config(app_dir: Path) -> dict[str, Value]:
     try:
         app = tomllib.loads(path.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
         return dict(_flatten(app.get("config", {})))
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"--app {app_dir}: no [tool.flwr.app] in {path} ({type(error).__name__}: {error}); give the "
             "folder of a Flower App."

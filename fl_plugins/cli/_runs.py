@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fl_plugins.apps.config import RunConfig
-from fl_plugins.errors import FLPluginsError
+from fl_plugins.errors import ConfigError, FLPluginsError
 from fl_plugins.runlog.events import read_events
 from fl_plugins.runlog.progress import ProgressDisplay, show_duration
 from fl_plugins.runlog.table import RunSummary, summarize
@@ -65,6 +65,8 @@ def plan_run(
     run_config = {**declared, **given}
     if app is None:
         check_specs(run_config)
+    if resume and "resume" not in declared:
+        raise ConfigError(f"--resume: {where} declares no run-config key 'resume', so it cannot be told to.")
     ours: dict[str, Value] = {"run-dir": str(folder.resolve()), "resume": resume}
     sent = {key: value for key, value in {**given, **ours}.items() if key in declared}
     request = RunRequest(
@@ -107,7 +109,15 @@ def execute(plans: Sequence[RunPlan], log_folder: Path) -> tuple[list[RunSummary
                 console.print(f"\n[{number}/{len(plans)}] {plan.title}", markup=False, soft_wrap=True)
             if not _run(console, superlink, plan):
                 failed.append(plan)
-    return [summarize(read_events(plan.folder / EVENTS_FILE), strategy=plan.title) for plan in plans], failed
+    return [_summarize(plan, failed=plan in failed) for plan in plans], failed
+
+
+def _summarize(plan: RunPlan, *, failed: bool) -> RunSummary:
+    """Return the summary of a run; an app that writes no events is judged by Flower's word alone."""
+    events = read_events(plan.folder / EVENTS_FILE)
+    if events:
+        return summarize(events, strategy=plan.title)
+    return RunSummary(strategy=plan.title, outcome="failed" if failed else "finished")
 
 
 def _start(console: Console, stack: ExitStack, log_folder: Path) -> SuperLink:

@@ -15,8 +15,9 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from fl_plugins.errors import PluginError, PluginLoadError
+from fl_plugins.errors import PluginError
 from fl_plugins.registry import (
+    Entry,
     available,
     find_shadows,
     load,
@@ -130,10 +131,9 @@ def check_plugins() -> Iterator[Finding]:
             _ = load(entry.kind, entry.qualified).parameters
         except PluginError as error:
             broken += 1
-            is_stale = isinstance(error, PluginLoadError) and isinstance(
-                error.__cause__, ModuleNotFoundError | AttributeError
-            )
-            remedy = f"the metadata of {entry.owner} may be stale: reinstall it" if is_stale else ""
+            remedy = ""
+            if _is_stale(entry, error.__cause__):
+                remedy = f"the metadata of {entry.owner} may be older than its code: reinstall it"
             yield Finding(
                 Verdict.WRONG, f"{entry.kind.value} {entry.name}", " ".join(str(error).split()), remedy
             )
@@ -148,6 +148,13 @@ def check_plugins() -> Iterator[Finding]:
         if names.count((kind, name)) > 1:
             owners = " and ".join(e.owner for e in entries if (e.kind, e.name) == (kind, name))
             yield Finding(Verdict.NOTE, f"{kind.value} {name}", f"owned by {owners}", f"write owner:{name}")
+
+
+def _is_stale(entry: Entry, cause: BaseException | None) -> bool:
+    """Whether an entry point names a module or an object that its package does not have."""
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        return f"{entry.module}.".startswith(f"{cause.name}.")
+    return isinstance(cause, AttributeError) and entry.module in sys.modules
 
 
 def check_port() -> Iterator[Finding]:

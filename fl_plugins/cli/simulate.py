@@ -15,8 +15,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="run a federation on this machine and watch it",
-        description="Run a federation on this machine, in a SuperLink and a Ray of its own that end with it. "
-        "The exit status is 0 only if the run finished; runs/<name>/ keeps its events, checkpoints and model.",
+        description="Run a federation on this machine, in a SuperLink and a Ray of its own that end with "
+        "it. The exit status is 0 only if the run finished; runs/<name>/ keeps its events, checkpoints and "
+        "model.",
     )
     parser.add_argument(
         "--strategy", metavar="SPEC", help='how replies are aggregated: "krum(num_byzantine=2)"'
@@ -47,9 +48,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         _, failed = execute([plan], folder)
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; fl-plugins simulate --runs-dir {args.runs_dir} --name {name} --resume continues it"
-        )
+        again = f"fl-plugins simulate --runs-dir {args.runs_dir} --name {name} --resume"
+        print(f"\ninterrupted; continue with: {again}")
         return 130
     print(f"kept in {folder}")
     return 1 if failed else 0

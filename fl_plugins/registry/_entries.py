@@ -1,9 +1,11 @@
 """Which plugins the installed distributions announce, read from their metadata without importing them."""
 
+import os
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any
@@ -48,16 +50,22 @@ class Entry:
         return f"{self.owner}:{self.name}"
 
 
-def entry_points() -> Iterator[Entry]:
-    """Yield every plugin announced by a distribution on ``sys.path``, ours first.
+def entry_points() -> tuple[Entry, ...]:
+    """Return every plugin announced by a distribution on ``sys.path``, ours first.
 
     Ours come from the ``pyproject.toml`` beside the running copy if there is one (a source tree, an editable
     installation, the inside of a FAB): that table belongs to the code that runs, installed metadata may be
     older or absent. Metadata that cannot be read is skipped: it must not hide the other distributions.
     """
+    places = (place or os.getcwd() for place in sys.path)
+    return _scan(tuple((place, _modified(place)) for place in places))
+
+
+@lru_cache(maxsize=4)
+def _scan(path: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:  # noqa: ARG001  the key of the cache
+    """Read the metadata, which takes long, once for every state of ``sys.path`` and of the folders on it."""
     table = own_project()
-    if table is not None:
-        yield from _own_entries(table)
+    entries = [] if table is None else list(_own_entries(table))
     for distribution in installed_distributions():
         owner = name_of(distribution)
         if table is not None and owner is not None and normalize_owner(owner) == OWN_DISTRIBUTION:
@@ -65,13 +73,24 @@ def entry_points() -> Iterator[Entry]:
         for point in points_of(distribution):
             kind = _KINDS_BY_GROUP.get(point.group)
             if kind is not None:
-                yield Entry(
-                    kind=kind,
-                    name=normalize_name(point.name),
-                    owner=owner or point.value.partition(":")[0].partition(".")[0],
-                    target=point.value,
-                    distribution=distribution,
+                entries.append(
+                    Entry(
+                        kind=kind,
+                        name=normalize_name(point.name),
+                        owner=owner or point.value.partition(":")[0].partition(".")[0],
+                        target=point.value,
+                        distribution=distribution,
+                    )
                 )
+    return tuple(dict.fromkeys(entries))
+
+
+def _modified(place: str) -> int:
+    """Return when a folder's list of files last changed; 0 if there is none."""
+    try:
+        return os.stat(place).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def installed_distributions() -> Iterator[Distribution]:

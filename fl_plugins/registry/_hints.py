@@ -67,22 +67,25 @@ def _defined(factory: type) -> set[str]:
 
 def _resolve(holder: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate the annotations of ``holder``; a name that is unknown becomes :class:`Unresolved`."""
-    known = _Names({**vars(builtins), **names})
     try:
-        return typing.get_type_hints(holder, localns=known, include_extras=True)
+        return typing.get_type_hints(holder, include_extras=True)
     except Exception:  # an annotation may be any expression and raise anything; keep the other ones
         return {
-            name: _resolve_one(hint, known) for name, hint in getattr(holder, "__annotations__", {}).items()
+            name: _resolve_one(hint, names) for name, hint in getattr(holder, "__annotations__", {}).items()
         }
 
 
-def _resolve_one(annotation: Any, known: Mapping[str, Any]) -> Any:
-    """Evaluate one annotation; ``Any`` if that fails."""
+def _resolve_one(annotation: Any, names: Mapping[str, Any]) -> Any:
+    """Evaluate one annotation, first as it is, then with unknown names allowed; ``Any`` if both fail."""
     holder = SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        return typing.get_type_hints(holder, globalns={}, localns=known, include_extras=True)["it"]
-    except Exception:  # as above
-        return Any
+    for known in (dict(names), _Names({**vars(builtins), **names})):
+        try:
+            return typing.get_type_hints(holder, globalns=dict(names), localns=known, include_extras=True)[
+                "it"
+            ]
+        except Exception:  # noqa: S112  as above
+            continue
+    return Any
 
 
 def _unqualified(hint: Any) -> Any:

@@ -33,7 +33,7 @@ def available(kind: Kind | None = None) -> list[Entry]:
 
     A name with two owners appears twice. Sorted by kind, name and owner.
     """
-    announced = list(dict.fromkeys(entry_points()))
+    announced = entry_points()
     found = {(entry.kind, entry.name, normalize_owner(entry.owner)): entry for entry in reversed(announced)}
     for registration in all_registered():
         entry = _registered_entry(registration, announced)
@@ -60,7 +60,7 @@ def load(kind: Kind, name: str) -> Plugin:
     """
     kind = Kind(kind)
     owner, bare = split_qualified(name)
-    announced = list(dict.fromkeys(entry_points()))
+    announced = entry_points()
     entries = [entry for entry in announced if entry.kind is kind and entry.name == bare]
     claims = [_Claim(_registered_entry(known, announced), known) for known in registered(kind, bare)]
     claims = [claim for claim in claims if not any(_is_announced_as(claim.registration, e) for e in entries)]

@@ -92,8 +92,8 @@ class EventLog:
         """
         if event not in FIELDS:
             raise ConfigError(f"event log: {event!r} is no event type; the types are {', '.join(FIELDS)}.")
-        nothing = dict.fromkeys(sorted(FIELDS[event]))
-        record = {**nothing, **fields, "schema": SCHEMA, "event": event, "time": time.time()}
+        head = {"schema": SCHEMA, "event": event, "time": time.time()}
+        record = {**head, **dict.fromkeys(sorted(FIELDS[event])), **fields, **head}
         line = json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n"
         with self._lock, self.path.open("ab", buffering=0) as file:
             file.write(line.encode("utf-8", errors="backslashreplace"))
@@ -204,7 +204,7 @@ def _parse(line: bytes, path: Path) -> Event:
         )
     if event.get("schema") != SCHEMA:
         raise DataError(
-            f"{path}: schema={event.get('schema')!r}, but this fl-plugins reads schema {SCHEMA}; read it with the "
-            "version that wrote it, or a newer one."
+            f"{path}: schema={event.get('schema')!r}, but this fl-plugins reads schema {SCHEMA}; read it "
+            "with the version that wrote it, or a newer one."
         )
     return event

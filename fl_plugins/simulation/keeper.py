@@ -53,7 +53,10 @@ def main(folder: str, command: list[str]) -> int:
 
 
 def end_tree(root: int, grace_s: float = GRACE_S) -> None:
-    """End every descendant of ``root``; returns when none is left."""
+    """End every descendant of this process, ``root``; returns when none is left, not even a zombie.
+
+    A zombie counts: it may have threads that still run, and it goes once it is waited for.
+    """
     deadline = time.monotonic() + grace_s
     asked: set[int] = set()
     while tree := descendants(root):
@@ -67,7 +70,7 @@ def end_tree(root: int, grace_s: float = GRACE_S) -> None:
 
 
 def descendants(root: int) -> set[int]:
-    """Return the processes below ``root`` that still run."""
+    """Return the processes below ``root``."""
     parents = _parents()
     found: set[int] = set()
     frontier = {root}
@@ -78,18 +81,18 @@ def descendants(root: int) -> set[int]:
 
 
 def _parents() -> dict[int, int]:
-    """Return the parent of every process that is not a zombie."""
+    """Return the parent of every process."""
     if os.path.isdir("/proc/self"):
         return dict(_from_proc())
     with subprocess.Popen(
-        ["ps", "-A", "-o", "pid=,ppid=,stat="],  # noqa: S607  # its folder differs between systems
+        ["ps", "-A", "-o", "pid=,ppid="],  # noqa: S607  # its folder differs between systems
         stdout=subprocess.PIPE,
         text=True,
     ) as ps:
         rows = [row.split() for row in ps.communicate()[0].splitlines() if row.strip()]
-    living = {int(pid): int(parent) for pid, parent, stat in rows if not stat.startswith("Z")}
-    living.pop(ps.pid, None)  # it is a child of ours itself
-    return living
+    parents = {int(pid): int(parent) for pid, parent in rows}
+    parents.pop(ps.pid, None)  # it is a child of ours itself
+    return parents
 
 
 def _from_proc() -> list[tuple[int, int]]:
@@ -101,9 +104,7 @@ def _from_proc() -> list[tuple[int, int]]:
                 text = Path("/proc", name, "stat").read_text(errors="replace")
             except OSError:
                 continue  # it has just ended
-            state, parent = text.rpartition(")")[2].split()[:2]
-            if state not in "ZX":
-                pairs.append((int(name), int(parent)))
+            pairs.append((int(name), int(text.rpartition(")")[2].split()[1])))
     return pairs
 
 

@@ -123,7 +123,7 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise ConfigError(
-            f"--name {name!r} is not the name of a folder: letters, digits, '.', '_' and '-' only, and it does not "
-            "begin with '.' or '-'; use --runs-dir for the folder above."
+            f"--name {name!r} is not the name of a folder: letters, digits, '.', '_' and '-' only, and it "
+            "does not begin with '.' or '-'; use --runs-dir for the folder above."
         )
     return name

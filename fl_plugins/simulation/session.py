@@ -164,8 +164,8 @@ def _start(superlink: SuperLink, control: Control, request: RunRequest) -> int:
     except ControlError as error:
         superlink.check_alive()
         raise ConfigError(
-            f"simulate: {error} The run config was {dict(request.run_config)}; does the app declare all of these "
-            "keys in [tool.flwr.app.config]?"
+            f"simulate: {error} The run config was {dict(request.run_config)}; does the app declare all of "
+            "these keys in [tool.flwr.app.config]?"
         ) from None
 
 

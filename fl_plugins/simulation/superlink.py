@@ -193,8 +193,8 @@ def _wait_until_healthy(superlink: SuperLink, timeout_s: float) -> None:
         superlink.check_alive()
         if time.monotonic() > deadline:
             raise RunFailedError(
-                f"SuperLink: no answer on {superlink.address} within {timeout_s:g} s; is the machine busy? The "
-                f"end of its log is:\n{log_tail(superlink.log_path)}"
+                f"SuperLink: no answer on {superlink.address} within {timeout_s:g} s; is the machine busy? "
+                f"The end of its log is:\n{log_tail(superlink.log_path)}"
             )
         time.sleep(_POLL_S)
 

@@ -11,7 +11,7 @@ from typing import Any
 from fl_plugins.errors import ConfigError, ConfigTypeError
 from fl_plugins.registry import Kind, Parameter, Plugin, load
 
-from ._conversion import Mismatch, convert, describe
+from ._conversion import Mismatch, convert, describe, has_spec, takes_plugin
 from ._grammar import Spec, parse, to_text
 
 
@@ -98,10 +98,13 @@ class _Builder:
         try:
             return convert(value, hint, self._nested)
         except Mismatch as mismatch:
+            remedy = ""
+            if has_spec(value) and not takes_plugin(hint):
+                remedy = " It is not declared as a plugin (PluginKind); if a text is meant, quote it."
             error = ConfigTypeError if mismatch.wrong_type else ConfigError
             raise error(
                 f"{_where(plugin)}: {parameter.name}={to_text(value)} ({_type_name(value)}), but "
-                f"{parameter.name} takes {mismatch.allowed}."
+                f"{parameter.name} takes {mismatch.allowed}.{remedy}"
             ) from None
 
 

@@ -64,7 +64,7 @@ def convert(value: Any, hint: Any, make: MakePlugin, kind: Kind | None = None) -
     if _origin(hint) in _MANY and isinstance(value, tuple):
         return _convert_items(value, hint, make, kind)
     if isinstance(value, Spec) and hint is not Spec:
-        raise Mismatch(f"{describe(hint, kind)}, no plugin; if {str(value)!r} is meant as a text, quote it")
+        raise Mismatch(describe(hint, kind))
     choices = _choices(hint)
     for choice, result in choices:
         if type(value) is type(choice) and value == choice:
@@ -93,8 +93,16 @@ def describe(hint: Any, kind: Kind | None = None) -> str:
     if hint is None or hint is type(None):
         return "None"
     return (
-        str(hint.__name__) if isinstance(hint, type) and hint not in (object, Unresolved) else "any literal"
+        str(hint.__name__)
+        if isinstance(hint, type) and hint not in (object, Any, Unresolved)
+        else "any literal"
     )
+
+
+def takes_plugin(hint: Any) -> bool:
+    """Whether ``PluginKind`` stands anywhere in an annotation."""
+    hint, kind = _unwrap(hint)
+    return kind is not None or any(map(takes_plugin, typing.get_args(hint)))
 
 
 def _unwrap(hint: Any) -> tuple[Any, Kind | None]:
@@ -155,7 +163,10 @@ def _convert_items(value: tuple[Any, ...], hint: Any, make: MakePlugin, kind: Ki
             raise Mismatch(f"{describe(hint, kind)} ({len(members)} of them)")
     else:
         members = (members[0],) * len(value)
-    items = [convert(item, member, make, kind) for item, member in zip(value, members, strict=True)]
+    try:
+        items = [convert(item, member, make, kind) for item, member in zip(value, members, strict=True)]
+    except Mismatch as mismatch:
+        raise Mismatch(describe(hint, kind), wrong_type=mismatch.wrong_type) from None
     return items if _origin(hint) is list else tuple(items)
 
 
@@ -167,9 +178,9 @@ def _fits(value: Any, hint: Any, *, is_plugin: bool) -> bool:
         return type(value) in (int, float)
     if hint in (*_PLAIN, Spec):
         return type(value) is hint
-    return not is_plugin and _origin(hint) not in _MANY and not _has_spec(value)
+    return not is_plugin and _origin(hint) not in _MANY and not has_spec(value)
 
 
-def _has_spec(value: Any) -> bool:
+def has_spec(value: Any) -> bool:
     """Whether there is a nested plugin anywhere in ``value``."""
-    return isinstance(value, Spec) or (isinstance(value, tuple) and any(map(_has_spec, value)))
+    return isinstance(value, Spec) or (isinstance(value, tuple) and any(map(has_spec, value)))

@@ -49,7 +49,7 @@ class InProcessGrid(Grid):
         overrides: Mapping[int, ClientFn] | None = None,
         silent: Iterable[int] = (),
     ) -> None:
-        self._apps: dict[int, ClientFn] = {node: client_app for node in range(1, num_nodes + 1)}
+        self._apps: dict[int, ClientFn] = dict.fromkeys(range(1, num_nodes + 1), client_app)
         self._apps.update(overrides or {})
         self._silent = frozenset(silent)
         self._contexts = {node: self._context(node, num_nodes, dict(run_config or {})) for node in self._apps}
@@ -109,7 +109,10 @@ class InProcessGrid(Grid):
         return []
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,  # noqa: ARG002 - nobody is waited for
     ) -> Iterable[Message]:
         """Serve all messages; silent nodes are left out at once."""
         identifiers = set(self.push_messages(messages))

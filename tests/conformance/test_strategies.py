@@ -211,7 +211,7 @@ def test_b5_absurd_example_counts_do_not_reach_the_aggregate(strategy: Federated
 )
 def test_b4_too_many_byzantine_for_the_cohort_is_refused_before_messages_leave(spec: str) -> None:
     with InProcessGrid(lambda message, _: message, NUM_CLIENTS) as grid:
-        with pytest.raises(PreconditionError, match="num_byzantine|lower"):
+        with pytest.raises(PreconditionError, match=r"num_byzantine|lower"):
             _configure(build(Kind.STRATEGY, spec), grid)
         assert grid.sent == []
 

@@ -15,7 +15,7 @@ from strategies.replies import ClientReply, mean_metrics, median_metrics, read_r
 
 pytestmark = pytest.mark.usefixtures("task_identity")
 
-MODEL = {"w": np.zeros((3,), np.float32), "steps": np.array(3, np.int64)}
+MODEL = {"w": np.array([0, 0, -3e38], np.float32), "steps": np.array(3, np.int64)}
 GOOD_ARRAYS = {"w": np.ones((3,), np.float32), "steps": np.array(4, np.int64)}
 GOOD_METRICS = {"num-examples": 10, "loss": 0.5}
 
@@ -42,7 +42,8 @@ def _read(message: Message, *, required: bool = True, train: bool = True) -> Cli
     return read_reply(
         message,
         "3",
-        layout=Layout.of(MODEL) if train else None,
+        base=MODEL if train else None,
+        layout=Layout.of(MODEL),
         examples_key="num-examples",
         examples_required=required,
         max_num_examples=1000,
@@ -76,6 +77,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"a": _arrays(w=np.array([1, np.inf, 1], np.float32)), "m": _metrics()},
         "NaN or infinite",
     ),
+    "overflow": (lambda: {"a": _arrays(w=np.full(3, 3e38, np.float32)), "m": _metrics()}, "overflows"),
     "no examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=None)}, "missing"),
     "zero examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=0)}, "expected"),
     "negative examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=-9)}, "expected"),
@@ -96,7 +98,7 @@ def test_b8_b9_malformed_reply_is_refused_with_its_reason(case: str) -> None:
 
 def test_an_error_reply_gives_the_last_line_of_its_reason() -> None:
     message = Message(Error(2, "Traceback ...\n  File\nValueError: disk on fire"), reply_to=_request())
-    with pytest.raises(ReplyError, match="^the client failed: ValueError: disk on fire$"):
+    with pytest.raises(ReplyError, match=r"^the client failed: ValueError: disk on fire$"):
         _read(message)
 
 

@@ -147,7 +147,7 @@ def test_b4_f_too_large_for_the_cohort_is_an_error_before_any_message(
     initial: ArrayRecord, make_client: MakeClient
 ) -> None:
     with InProcessGrid(make_client(1.0), 6) as grid:
-        with pytest.raises(PreconditionError, match="krum.*2f"):
+        with pytest.raises(PreconditionError, match=r"krum.*2f"):
             Krum(num_byzantine=2).start(grid, initial, num_rounds=1)
         assert grid.sent == []
 
@@ -208,6 +208,18 @@ def test_an_overflowing_model_ends_the_run_and_keeps_the_last_finite_parameters(
     with pytest.raises(DivergenceError, match="robust strategy") as caught:
         _run(strategy, make_client(1e38), initial, num_rounds=5)
     assert np.isfinite(caught.value.result.arrays["params/w"].numpy()).all()
+
+
+def test_a_model_that_is_nan_for_every_client_has_diverged_and_is_not_retried(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    events = Events()
+    options = RunOptions(num_rounds=3, timeout_s=5, seed=1, emit=events)
+    client = make_client(1.0, loss=float("nan"))
+    with InProcessGrid(client, 4) as grid, pytest.raises(DivergenceError, match="every reply has NaN"):
+        FedAvg().run(grid, initial, options)
+    assert events.of("round_retried") == []
+    assert events[-1]["kind"] == "DivergenceError"
 
 
 def test_a_cohort_is_the_same_for_the_same_seed_and_another_for_another(

@@ -57,7 +57,8 @@ def test_sgd_with_momentum_is_flwr_fedavgm() -> None:
 
 
 def test_adagrad_without_smoothing_is_flwr_fedadagrad() -> None:
-    # tau -> 0 and no initial accumulator make the two write the same formula: w + eta * delta / sqrt(sum delta²).
+    # tau -> 0 and no initial accumulator make the two write the same formula:
+    # w + eta * delta / sqrt(sum delta²).
     theirs = stock.FedAdagrad(eta=0.3, eta_l=0.1, tau=1e-12)
     ours = FedAvg(server_optimizer=optax.adagrad(0.3, initial_accumulator_value=0.0, eps=1e-24))
     _assert_close(_pull(ours, 4), _pull(theirs, 4), 1e-9)
@@ -88,7 +89,7 @@ def test_b10_adam_corrects_its_bias_by_the_steps_taken_not_by_one_more() -> None
 def _yogi_loop(
     rounds: int, *, eta: float, b1: float, b2: float, tau: float, v0: float
 ) -> dict[str, NDArray[Any]]:
-    """Yogi (Zaheer et al. 2018; Reddi et al. 2021, Algorithm 2) with optax's bias correction of both moments."""
+    """Yogi (Zaheer et al. 2018) with optax's bias correction of both moments."""
     weights = np.array(EXAMPLES) / sum(EXAMPLES)
     result = {}
     for key, value in START.items():

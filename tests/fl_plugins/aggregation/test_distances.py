@@ -107,6 +107,15 @@ def test_permuting_rows_permutes_distances_bit_for_bit(n, d, dtype, seed):
     assert_distances(rows, RTOL)
 
 
+def test_permutations_are_bit_exact_where_blas_sums_in_blocks():
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(23, 5000)).astype(np.float32)
+    found = pairwise_squared_distances(rows)
+    for _ in range(5):
+        order = rng.permutation(len(rows))
+        np.testing.assert_array_equal(pairwise_squared_distances(rows[order]), found[np.ix_(order, order)])
+
+
 def test_a_non_finite_row_is_named():
     rows = np.zeros((3, BLOCK_COLUMNS + 2))
     rows[:, 0] = [0, 1, 2]

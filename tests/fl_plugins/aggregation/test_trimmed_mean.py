@@ -77,6 +77,12 @@ def test_count_and_fraction_agree():
     np.testing.assert_array_equal(trimmed_mean(rows, fraction=0.2), trimmed_mean(rows, num_byzantine=2))
 
 
+def test_float32_rows_are_summed_in_float64():
+    rows = np.random.default_rng(0).uniform(1, 2, size=(99, 50)).astype(np.float32)
+    exact = [np.float32(math.fsum(column) / 99) for column in rows.T.tolist()]
+    np.testing.assert_array_equal(trimmed_mean(rows, num_byzantine=0), exact)
+
+
 def test_equal_values_average_to_themselves_in_every_dtype():
     rows = np.full((3, 2), 0.1)  # (0.1 + 0.1 + 0.1) / 3 is 0.10000000000000002
     np.testing.assert_array_equal(trimmed_mean(rows, num_byzantine=0), rows[0])

@@ -1,0 +1,208 @@
+"""What the two commands refuse before any process is started, and what they make of a run's end."""
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+from fl_plugins.cli import _runs, main
+from fl_plugins.cli.compare import split_specs
+from fl_plugins.errors import RunFailedError, SpecError
+from fl_plugins.runlog.events import EventLog
+from fl_plugins.simulation.run_directory import read_config
+
+
+@pytest.fixture
+def no_flower(monkeypatch):
+    """Fail if a SuperLink is started."""
+    monkeypatch.setattr(_runs, "local_superlink", lambda log: pytest.fail("a SuperLink was started"))
+
+
+@pytest.fixture
+def flower(monkeypatch):
+    """Record the runs that would be made, and let those of strategies named ``median`` fail."""
+    requests = []
+
+    @contextmanager
+    def superlink(log):
+        log.touch()
+        requests.append("start")
+        yield "superlink"
+        requests.append("end")
+
+    def run_app(link, request, show):
+        assert link == "superlink"
+        requests.append(request)
+        log = EventLog(request.run_dir / "events.jsonl")
+        strategy = request.run_config.get("strategy", "fedavg")
+        log("run_started", strategy=strategy, num_rounds=1)
+        if strategy == "median":
+            log("run_failed", error="boom")
+            raise RunFailedError("boom\n(the log)")
+        log("evaluated", round=1, where="server", metrics={"accuracy": 0.9})
+        log("run_finished", rounds=1, seconds=1.0, metrics={})
+        for event in json.loads("[]"):
+            show(event)
+
+    monkeypatch.setattr(_runs, "local_superlink", superlink)
+    monkeypatch.setattr(_runs, "run_app", run_app)
+    return requests
+
+
+def run(tmp_path, *arguments):
+    return main([*arguments, "--runs-dir", str(tmp_path / "runs")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategy", "krumm"], "krum"),
+        (["--strategy", "krum(num_byzantin=2)"], "num_byzantine"),
+        (["--strategy", "krum(num_byzantine='two')"], "num_byzantine"),
+        (["--client", "nobody"], "nobody"),
+        (["--task", "digts"], "digits"),
+        (["--attack", "sign_flp()"], "sign_flip"),
+        (["--num-rounds", "0"], "num-rounds=0"),
+        (["--run-config", "num-round=3"], "did you mean num-rounds"),
+        (["--run-config", "num-rounds=3.5"], "num-rounds"),
+        (["--run-config", "stop='plateu()'"], "plateau"),
+        (["--num-supernodes", "0"], "num_supernodes=0"),
+        (["--name", "../x"], "not the name of a folder"),
+        (["--resume"], "--resume needs --name"),
+        (["--resume", "--name", "x"], "there is no run to resume"),
+        (["--app", "/nowhere"], "no [tool.flwr.app]"),
+    ],
+)
+def test_simulate_refuses_before_anything_is_started(tmp_path, no_flower, capsys, arguments, message):
+    assert run(tmp_path, "simulate", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_compare_checks_every_strategy_before_the_first_one_is_run(tmp_path, no_flower, capsys):
+    assert run(tmp_path, "compare", "--strategies", "fedavg; trimmed_mean(fraction=0.2); krumm") == 2
+    assert "krumm" in capsys.readouterr().err
+    assert run(tmp_path, "compare", "--strategies", " ; ") == 2
+    assert run(tmp_path, "compare", "--strategies", "fedavg", "--run-config", "strategy='krum'") == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_simulate_runs_in_a_folder_of_its_own(tmp_path, flower, capsys):
+    status = run(
+        tmp_path, "simulate", "--strategy", "trimmed_mean(fraction=0.2)", "--name", "a", "--num-rounds", "1"
+    )
+    assert status == 0
+    [start, request, end] = flower
+    assert (start, end) == ("start", "end")
+    folder = tmp_path / "runs" / "a"
+    assert request.run_dir == folder
+    assert request.num_supernodes == 10
+    assert request.run_config == {
+        "strategy": "trimmed_mean(fraction=0.2)",
+        "num-rounds": 1,
+        "run-dir": str(folder),
+        "resume": False,
+    }
+    saved = read_config(folder)
+    assert saved["run"]["num-supernodes"] == 10
+    assert saved["run-config"]["strategy"] == "trimmed_mean(fraction=0.2)"
+    assert saved["run-config"]["task"] == "digits"
+    assert "run-dir" not in saved["run-config"]
+    assert "jax" in saved["versions"]
+    assert f"kept in {folder}" in capsys.readouterr().out
+
+
+def test_a_run_that_failed_is_status_1_and_says_why(tmp_path, flower, capsys):
+    assert run(tmp_path, "simulate", "--strategy", "median", "--name", "a") == 1
+    assert "the run of median failed: boom\n(the log)" in capsys.readouterr().err
+
+
+def test_a_second_run_of_the_same_name_is_refused(tmp_path, flower, capsys):
+    assert run(tmp_path, "simulate", "--name", "a") == 0
+    assert run(tmp_path, "simulate", "--name", "a") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert len(flower) == 3
+
+
+def test_resume_takes_up_what_the_run_had_except_what_is_given_now(tmp_path, flower):
+    first = [
+        "--strategy",
+        "trimmed_mean(fraction=0.2)",
+        "--num-rounds",
+        "1",
+        "--num-supernodes",
+        "4",
+        "--seed",
+        "3",
+    ]
+    assert run(tmp_path, "simulate", "--name", "a", *first) == 0
+    assert run(tmp_path, "simulate", "--name", "a", "--resume", "--num-rounds", "7") == 0
+    request = flower[4]
+    assert request.num_supernodes == 4
+    assert request.run_config["resume"] is True
+    assert request.run_config["num-rounds"] == 7
+    assert request.run_config["seed"] == 3
+    assert request.run_config["strategy"] == "trimmed_mean(fraction=0.2)"
+
+
+def test_compare_runs_all_in_one_superlink_and_shows_those_that_worked(tmp_path, flower, capsys):
+    assert run(tmp_path, "compare", "--strategies", "median; fedavg", "--name", "c", "--seed", "5") == 1
+    assert [flower[0], flower[-1], len(flower)] == ["start", "end", 4]
+    assert {request.run_config["seed"] for request in flower[1:3]} == {5}
+    output = capsys.readouterr()
+    assert "the run of median failed: boom" in output.err
+    rows = [line.split() for line in output.out.splitlines()]
+    median = next(row for row in rows if row[:1] == ["median"])
+    assert (median[1], median[-1]) == ("-", "failed")
+    fedavg = next(row for row in rows if row[:1] == ["fedavg"])
+    assert (fedavg[1], fedavg[-1]) == ("0.9000", "finished")
+    assert sorted(path.name for path in (tmp_path / "runs" / "c").iterdir() if path.is_dir()) == [
+        "01-median",
+        "02-fedavg",
+    ]
+
+
+def test_compare_is_status_0_if_all_finished(tmp_path, flower):
+    assert run(tmp_path, "compare", "--strategies", "fedavg; krum(num_byzantine=2)") == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["simulate", "--name", "a"], ["compare", "--name", "a", "--strategies", "fedavg"]]
+)
+def test_ctrl_c_is_status_130_and_the_superlink_has_ended(tmp_path, flower, monkeypatch, capsys, command):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    ended = []
+
+    @contextmanager
+    def superlink(log):
+        try:
+            yield
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(_runs, "local_superlink", superlink)
+    monkeypatch.setattr(_runs, "run_app", interrupted)
+    assert run(tmp_path, *command) == 130
+    assert ended == [True]
+    assert "interrupted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fedavg", ["fedavg"]),
+        (" a ;b;; c(x=1; y)", ["a", "b", "c(x=1; y)"]),
+        ("a(n='x;\\';') ; b(n=\"';\")", ["a(n='x;\\';')", 'b(n="\';")']),
+        ("a(b(c=[1;2]);3);d", ["a(b(c=[1;2]);3)", "d"]),
+    ],
+)
+def test_specs_are_split_at_semicolons_outside_brackets_and_quotes(text, expected):
+    assert split_specs(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "  ", ";;"])
+def test_no_spec_at_all_is_an_error(text):
+    with pytest.raises(SpecError, match="names none"):
+        split_specs(text)

@@ -1,0 +1,156 @@
+import io
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fl_plugins.runlog.events import FIELDS
+from fl_plugins.runlog.progress import ProgressDisplay, ProgressState, advance
+
+
+def event(name, **fields):
+    return {"schema": 1, "event": name, "time": 0.0, **dict.fromkeys(FIELDS[name]), **fields}
+
+
+def run(num_rounds=3, **fields):
+    return event(
+        "run_started",
+        **{"strategy": "krum", "client": "supervised", "task": "digits", "attack": "", "seed": 7, **fields},
+        num_rounds=num_rounds,
+    )
+
+
+def round_of(number, *, clients=("0", "1"), seconds=1.0, refused=(), metrics=None):
+    yield event("round_started", round=number, attempt=1, sampled=list(clients), available=9)
+    for client in clients:
+        status = "quarantined" if client in refused else "accepted"
+        yield event(
+            "reply", round=number, phase="train", client=client, status=status, reason="NaN in params/a"
+        )
+    if metrics is not None:
+        yield event("evaluated", round=number, where="server", metrics=metrics)
+    yield event("round_finished", round=number, seconds=seconds, metrics={})
+
+
+def lines_of(events):
+    state, lines = ProgressState(), []
+    for item in events:
+        state, new = advance(state, item)
+        lines += new
+    return lines
+
+
+def test_a_run_is_told_line_by_line():
+    lines = lines_of(
+        [
+            run(attack="sign_flip(num_byzantine=1)"),
+            event("evaluated", round=0, where="server", metrics={"accuracy": 0.1}),
+            *round_of(1, refused=["1"], metrics={"loss": 0.5, "accuracy": 0.75}, seconds=4.0),
+            *round_of(2, clients=["0"], metrics={"loss": "NaN", "accuracy": 0.5}),
+            event("checkpoint_saved", round=2, path="x"),
+            event("run_stopped", round=2, reason="accuracy is good"),
+            event("run_finished", rounds=2, seconds=75.0, metrics={"accuracy": 0.5}),
+        ]
+    )
+    assert lines == [
+        "krum · supervised · digits · attack sign_flip(num_byzantine=1) · 3 rounds · seed 7",
+        "before round 1 · accuracy 0.1000",
+        "  client 1 quarantined (train): NaN in params/a",
+        "round 1 of 3 · accuracy 0.7500 · loss 0.5000 · 2 sampled, 2 answered, 1 quarantined · 4.00 s"
+        " · ETA 8.00 s",
+        "round 2 of 3 · accuracy 0.5000 · loss nan · 1 sampled, 1 answered, 0 quarantined · 1.00 s"
+        " · ETA 1.00 s",
+        "stopped after round 2: accuracy is good",
+        "finished 2 rounds in 1 min 15 s · accuracy 0.5000",
+    ]
+
+
+def test_clients_that_fail_or_do_not_answer_are_named_with_the_reason():
+    state = ProgressState(num_rounds=1)
+    failed = event("reply", phase="evaluate", client="4", status="failed", reason="Traceback\n  boom\n")
+    missing = event("missing", phase="train", clients=["2", "3"])
+    retried = event("round_retried", round=1, attempt=1, reason="1 of 4 replies are usable")
+    assert lines_of([failed]) == ["  client 4 failed (evaluate): Traceback boom"]
+    assert advance(state, missing)[1] == ["  no answer in time (train): 2, 3"]
+    assert advance(state, retried)[1] == ["  round 1, attempt 1: 1 of 4 replies are usable"]
+    assert advance(state, event("run_failed", error="QuorumError: none"))[1] == ["failed: QuorumError: none"]
+
+
+def test_a_long_reason_is_cut_to_one_line():
+    [line] = lines_of([event("reply", phase="train", client="4", status="failed", reason="word\n" * 5000)])
+    assert "\n" not in line
+    assert len(line) < 400
+    assert line.endswith("…")
+
+
+def test_the_servers_metrics_are_shown_before_the_clients_and_lists_not_at_all():
+    events = list(round_of(1, metrics={"loss": 0.5, "per_class": [1.0, 2.0]}))
+    events.insert(-1, event("evaluated", round=1, where="clients", metrics={"loss": 9.0}))
+    assert "loss 0.5000 · 2 sampled" in lines_of([run(), *events])[-1]
+
+
+def test_metrics_of_an_earlier_round_are_not_told_again():
+    lines = lines_of([run(), *round_of(1, metrics={"loss": 0.5}), *round_of(2)])
+    assert "loss" not in lines[-1]
+
+
+def test_a_resumed_run_says_so():
+    assert lines_of([run(resumed_from=3)])[0].endswith("seed 7 · resumed after round 3")
+    assert lines_of([run(resumed_from=0)])[0].endswith("resumed after round 0")
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=12), st.integers(0, 20))
+def test_the_time_left_is_the_median_of_the_last_five_rounds_without_the_first(seconds, left):
+    state = ProgressState(num_rounds=len(seconds) + left)
+    for number, duration in enumerate(seconds, start=1):
+        for item in round_of(number, seconds=duration):
+            state, _ = advance(state, item)
+    counted = seconds if len(seconds) == 1 else seconds[1:][-5:]
+    assert state.eta_s == pytest.approx(median(counted) * left)
+
+
+def display(events, **console):
+    file = io.StringIO()
+    with ProgressDisplay(Console(file=file, highlight=False, **console)) as shown:
+        shown.note("starting [red]everything[/red]")
+        for item in events:
+            shown.show(item)
+    return file.getvalue()
+
+
+def test_a_pipe_gets_whole_plain_lines_at_any_width():
+    reason = "[bold]" + "x" * 250
+    events = [run(), event("reply", phase="train", client="1", status="quarantined", reason=reason)]
+    assert display(events, width=20).splitlines() == [
+        "starting [red]everything[/red]",
+        "krum · supervised · digits · 3 rounds · seed 7",
+        f"  client 1 quarantined (train): {reason}",
+    ]
+
+
+def test_a_terminal_gets_the_lines_and_a_live_bar():
+    events = [run(), *round_of(1, metrics={"loss": 0.5}, seconds=3.0)]
+    text = display([*events, *list(round_of(2, seconds=3.0))[:-1]], width=200, force_terminal=True)
+    assert "starting [red]everything[/red]" in text
+    assert "round 1 of 3 · loss 0.5000" in text
+    assert "\x1b[" in text
+    assert "round 2 of 3" in text
+    assert "ETA 6.00 s" in text
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_no_event_breaks_the_display_if_only_what_it_must_have_is_there(name):
+    needed = {
+        "run_started": {"num_rounds": 3},
+        "round_started": {"round": 1, "attempt": 1, "sampled": []},
+        "reply": {"phase": "train", "status": "accepted", "client": "1"},
+        "missing": {"phase": "train", "clients": []},
+        "evaluated": {"round": 1, "where": "server", "metrics": {}},
+        "round_finished": {"round": 1, "seconds": 0.1},
+        "run_finished": {"rounds": 1, "seconds": 0.1},
+    }
+    state, lines = advance(ProgressState(num_rounds=3), event(name, **needed.get(name, {})))
+    assert isinstance(state, ProgressState)
+    assert all("\n" not in line for line in lines)
