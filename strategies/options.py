@@ -27,7 +27,7 @@ class StrategyOptions(TypedDict, total=False):
     quorum: float
     max_attempts: int
     max_num_examples: int
-    server_optimizer: Annotated[Any, PluginKind(Kind.OPTIMIZER)]
+    server_optimizer: Annotated[Any | None, PluginKind(Kind.OPTIMIZER)]
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str

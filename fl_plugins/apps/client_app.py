@@ -85,8 +85,8 @@ def _partition_of(context: Context) -> tuple[int, int]:
         partition_id, num_partitions = node_config[wire.PARTITION_ID], node_config[wire.NUM_PARTITIONS]
     except KeyError as error:
         raise ConfigError(
-            f"node config: {error.args[0]!r} is missing, but the client must know its data; start the SuperNode "
-            "with --node-config 'partition-id=0 num-partitions=4'."
+            f"node config: {error.args[0]!r} is missing, but the client must know its data; start the "
+            "SuperNode with --node-config 'partition-id=0 num-partitions=4'."
         ) from None
     return int(partition_id), int(num_partitions)
 

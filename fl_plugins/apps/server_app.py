@@ -33,9 +33,12 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
     stack = client_stack(config)
     initial = from_named(stack.trainer.init(seed=derive_seed(config.seed, "init")))
     evaluate_fn = _server_evaluation(stack)
-    if not isinstance(strategy, ManagedStrategy):
-        return _run_foreign(strategy, grid, initial, config, evaluate_fn)
     run_dir = Path(config.run_dir) if config.run_dir else None
+    if not isinstance(strategy, ManagedStrategy):
+        result = _run_foreign(strategy, grid, initial, config, evaluate_fn)
+        if run_dir is not None:
+            _keep_model(run_dir / FINAL_MODEL, result, config)
+        return result
     options = RunOptions(
         num_rounds=config.num_rounds,
         timeout_s=config.round_timeout_s,
@@ -52,15 +55,14 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
         roll_call=True,
         emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
     )
-    result = None
     try:
         result = strategy.run(grid, initial, options)
     except FLPluginsError as error:
-        result = error.result
+        if run_dir is not None and error.result is not None:
+            _keep_model(run_dir / FINAL_MODEL, error.result, config)
         raise
-    finally:
-        if run_dir is not None and result is not None:
-            _keep_model(run_dir / FINAL_MODEL, result, config)
+    if run_dir is not None:
+        _keep_model(run_dir / FINAL_MODEL, result, config)
     return result
 
 
@@ -73,9 +75,9 @@ def _run_foreign(
             f"{config.strategy}: made a {type(strategy).__name__}, but a flwr.serverapp.strategy.Strategy "
             "is needed."
         )
-    if config.resume or config.stop or config.run_dir:
+    if config.resume or config.stop:
         raise ConfigError(
-            f"{config.strategy}: runs Flower's own round loop, which knows no resume, stop or run-dir; leave "
+            f"{config.strategy}: runs Flower's own round loop, which knows neither resume nor stop; leave "
             "them out, or derive the strategy from strategies.FederatedStrategy."
         )
     return strategy.start(

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +15,7 @@ from fl_plugins.apps.config import RunConfig
 from fl_plugins.errors import ConfigError, FLPluginsError
 from fl_plugins.runlog.events import read_events
 from fl_plugins.runlog.progress import ProgressDisplay, show_duration
-from fl_plugins.runlog.table import RunSummary, summarize
+from fl_plugins.runlog.table import DIVERGED, RunSummary, summarize
 from fl_plugins.simulation.app_template import write_app
 from fl_plugins.simulation.run_directory import check_folder, claimed, write_config
 from fl_plugins.simulation.session import EVENTS_FILE, RunRequest, load_bundle, run_app
@@ -87,8 +87,8 @@ def plan_run(
     )
 
 
-def execute(plans: Sequence[RunPlan], log_folder: Path) -> tuple[list[RunSummary], list[RunPlan]]:
-    """Run all plans, one after the other, in one SuperLink; return their summaries and those that failed.
+def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:
+    """Run all plans, one after the other, in one SuperLink; return how they ended.
 
     A run that fails is told on standard error, and the next one follows.
 
@@ -98,7 +98,7 @@ def execute(plans: Sequence[RunPlan], log_folder: Path) -> tuple[list[RunSummary
         If a folder is in use, or the SuperLink does not start.
     """
     console = Console(highlight=False)
-    failed = []
+    failed: list[RunPlan] = []
     with ExitStack() as stack:
         for plan in plans:
             stack.enter_context(claimed(plan.folder, resume=plan.resume))
@@ -109,15 +109,17 @@ def execute(plans: Sequence[RunPlan], log_folder: Path) -> tuple[list[RunSummary
                 console.print(f"\n[{number}/{len(plans)}] {plan.title}", markup=False, soft_wrap=True)
             if not _run(console, superlink, plan):
                 failed.append(plan)
-    return [_summarize(plan, failed=plan in failed) for plan in plans], failed
+    return [_summarize(plan, failed=plan in failed) for plan in plans]
 
 
 def _summarize(plan: RunPlan, *, failed: bool) -> RunSummary:
     """Return the summary of a run; an app that writes no events is judged by Flower's word alone."""
     events = read_events(plan.folder / EVENTS_FILE)
-    if events:
-        return summarize(events, strategy=plan.title)
-    return RunSummary(strategy=plan.title, outcome="failed" if failed else "finished")
+    if not events:
+        return RunSummary(strategy=plan.title, outcome="failed" if failed else "finished")
+    summary = summarize(events, strategy=plan.title)
+    # What the events say may be of an earlier attempt, if this one did not even start.
+    return replace(summary, outcome="failed") if failed and summary.outcome != DIVERGED else summary
 
 
 def _start(console: Console, stack: ExitStack, log_folder: Path) -> SuperLink:

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
         given = _recall(args, given, folder)
     plan = plan_run(args, given, folder, resume=args.resume)
     try:
-        _, failed = execute([plan], folder)
+        [summary] = execute([plan], folder)
     except KeyboardInterrupt:
         again = f"fl-plugins simulate --runs-dir {args.runs_dir} --name {name} --resume"
         print(f"\ninterrupted; continue with: {again}")
         return 130
     print(f"kept in {folder}")
-    return 1 if failed else 0
+    return 0 if summary.outcome in ("finished", "stopped early") else 1
 
 
 def _recall(args: argparse.Namespace, given: dict[str, Value], folder: Path) -> dict[str, Value]:

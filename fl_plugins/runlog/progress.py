@@ -3,7 +3,7 @@
 :func:`advance` is pure: it folds one event into a small state and says which lines to show.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from types import TracebackType
@@ -18,6 +18,9 @@ from .metrics import in_order, show_number
 
 MAX_TEXT_CHARS = 300
 """Longer reasons are cut on the display; the events keep them whole."""
+
+MAX_NAMES = 12
+"""Clients named on one line."""
 
 MAX_METRICS = 4
 """Metrics on one line."""
@@ -36,34 +39,44 @@ class ProgressState:
     sampled: int = 0
     answered: int = 0
     quarantined: int = 0
+    refused: tuple[Event, ...] = ()
     seconds: tuple[float, ...] = ()
     server_metrics: Mapping[str, Any] = field(default_factory=dict)
     client_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left, or ``None`` before a round was timed.
+        """Seconds left, or ``None`` before two rounds were timed.
 
-        The first round is left out once there are others: it compiles, they do not.
+        The first does not count: it waits for the clients' processes and compiles, the others do not.
         """
-        timed = self.seconds[1:] or self.seconds
+        timed = self.seconds[1:]
         return median(timed[-ETA_WINDOW:]) * max(0, self.num_rounds - self.done) if timed else None
 
 
 def advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[str]]:
-    """Return the state after ``event`` and the lines that tell of it; unknown types tell nothing."""
+    """Return the state after ``event`` and the lines that tell of it; unknown types tell nothing.
+
+    Replies that are not used are told together, when the next event of another type comes.
+    """
+    if event["event"] == "reply":
+        return _count(state, event), []
+    refusals = _describe_refusals(state.refused)
+    after, lines = _advance(replace(state, refused=()), event)
+    return after, refusals + lines
+
+
+def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[str]]:
+    """Return the state after an event that is no reply, and its own lines."""
     match event["event"]:
         case "run_started":
             return ProgressState(num_rounds=event["num_rounds"]), [_describe_run(event)]
         case "round_started":
             fresh = ProgressState(num_rounds=state.num_rounds, done=state.done, seconds=state.seconds)
             return replace(fresh, round=event["round"], sampled=len(event["sampled"])), []
-        case "reply":
-            return _count(state, event), _describe_refusal(event)
         case "missing":
-            return state, [
-                f"  no answer in time ({event['phase']}): {_short(', '.join(map(str, event['clients'])))}"
-            ]
+            names = _name_clients([str(name) for name in event["clients"]])
+            return state, [f"  {names} did not answer in time ({event['phase']})"]
         case "round_retried":
             return state, [f"  round {event['round']}, attempt {event['attempt']}: {_short(event['reason'])}"]
         case "evaluated" if event["where"] == "server":
@@ -173,18 +186,34 @@ def _describe_run(event: Event) -> str:
 
 
 def _count(state: ProgressState, event: Event) -> ProgressState:
-    """Return the state with one reply more; replies to evaluation are shown but not counted."""
+    """Return the state with one reply more; replies to evaluation are told but not counted."""
+    if event["status"] != "accepted":
+        state = replace(state, refused=(*state.refused, event))
     if event["phase"] != "train":
         return state
-    refused = event["status"] == "quarantined"
-    return replace(state, answered=state.answered + 1, quarantined=state.quarantined + refused)
+    quarantined = event["status"] == "quarantined"
+    return replace(state, answered=state.answered + 1, quarantined=state.quarantined + quarantined)
 
 
-def _describe_refusal(event: Event) -> list[str]:
-    """Return why a reply is not used; nothing for one that is."""
-    if event["status"] == "accepted":
-        return []
-    return [f"  client {event['client']} {event['status']} ({event['phase']}): {_short(event['reason'])}"]
+def _describe_refusals(replies: Sequence[Event]) -> list[str]:
+    """Return why replies are not used, one line for all clients with the same reason."""
+    clients: dict[str, list[str]] = {}
+    for reply in replies:
+        what = f"{reply['status']} ({reply['phase']}): {_short(reply['reason'])}"
+        clients.setdefault(what, []).append(str(reply["client"]))
+    return [f"  {_name_clients(names)} {what}" for what, names in clients.items()]
+
+
+def _name_clients(names: Sequence[str]) -> str:
+    """Return clients in a few words.
+
+    >>> _name_clients(["10", "9"]), _name_clients(["a"])
+    ('clients 9, 10', 'client a')
+    """
+    ordered = sorted(names, key=lambda name: (len(name), name))
+    listed = ", ".join(ordered[:MAX_NAMES])
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"client{'s' * (len(names) > 1)} {listed}{more}"
 
 
 def _describe_round(state: ProgressState, event: Event) -> str:

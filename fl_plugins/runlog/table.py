@@ -8,8 +8,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fl_plugins.errors import DivergenceError
+
 from .events import Event
 from .metrics import HIGHER_IS_BETTER, as_number, in_order, show_number
+
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,8 @@ class RunSummary:
     strategy : str
         The spec that was run.
     outcome : str
-        ``finished``, ``stopped early``, ``failed`` or ``unfinished``.
+        ``finished``, ``stopped early``, ``diverged`` (the model is no longer finite: a result, if a bad
+        one), ``failed`` or ``unfinished``.
     rounds : int
         The last round that was finished.
     metrics : dict[str, float]
@@ -73,7 +78,8 @@ def summarize(events: Sequence[Event], *, strategy: str = "?") -> RunSummary:
             case "run_finished":
                 outcome = "finished" if outcome == "unfinished" else outcome
             case "run_failed":
-                outcome = "failed"
+                diverged = str(event["error"]).startswith(DivergenceError.__name__)
+                outcome = DIVERGED if diverged else "failed"
     history = evaluated["server"] or evaluated["clients"]
     return RunSummary(
         strategy=strategy,

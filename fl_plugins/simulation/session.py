@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_plugins import errors
 from fl_plugins._flower import Control, ControlError, RunStatus, build_bundle
 from fl_plugins.errors import ConfigError, RunFailedError
 from fl_plugins.runlog.events import Event, EventLog, EventReader
@@ -133,7 +134,8 @@ def run_app(superlink: SuperLink, request: RunRequest, show: Callable[[Event], N
         if not any(event["event"] == "run_failed" for event in events):
             EventLog(events_path)("run_failed", error=problem)
             drain()
-        raise RunFailedError(f"{problem}\n{log.tail()}")
+        told = hasattr(errors, problem.partition(":")[0])  # an error of ours: no traceback says more
+        raise RunFailedError(f"{problem}\n{'' if told else log.tail()}(the whole log: {log.path})")
     return events
 
 
@@ -191,7 +193,7 @@ class _LogFollower:
     """Writes a run's log to a file as it comes, from a thread of its own."""
 
     def __init__(self, address: str, run_id: int, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._offset = path.stat().st_size if path.exists() else 0
         self._thread = threading.Thread(target=self._follow, args=(address, run_id), daemon=True)
         self._thread.start()
@@ -201,7 +203,7 @@ class _LogFollower:
         with (
             suppress(ControlError),
             Control(address) as control,
-            self._path.open("a", encoding="utf-8") as file,
+            self.path.open("a", encoding="utf-8") as file,
         ):
             for piece in control.logs(run_id):
                 file.write(strip_colours(piece))
@@ -212,8 +214,8 @@ class _LogFollower:
         self._thread.join(_LOG_END_TIMEOUT_S)
 
     def tail(self) -> str:
-        """Return this run's last lines, and where the others are."""
+        """Return this run's last lines."""
         text = ""
         with suppress(OSError):
-            text = self._path.read_bytes()[self._offset :].decode(errors="replace")
-        return f"{error_lines(text)}\n(the whole log: {self._path})"
+            text = self.path.read_bytes()[self._offset :].decode(errors="replace")
+        return f"{error_lines(text)}\n"

@@ -217,7 +217,7 @@ class _Reader:
 
     def _offset(self, node: ast.expr | ast.keyword) -> int:
         """Return where ``node`` begins in the text (ast counts UTF-8 bytes)."""
-        return self.margin + len(self.source[: node.col_offset])
+        return self.margin + len(self.source.encode()[: node.col_offset].decode())
 
     def _refused(self, character: str) -> str:
         """Return the reason for a character that begins no token."""

@@ -232,8 +232,11 @@ def test_a_file_imported_under_two_names_is_no_duplicate(install, tmp_path):
 def test_a_distribution_found_twice_on_the_path_counts_once(install, tmp_path, monkeypatch):
     install("acme", ONE_CODEC.format("acme_codec"), {"acme_codec.py": RULE})
     shutil.copytree(tmp_path / "site", tmp_path / "older")
+    (points,) = (tmp_path / "older").glob("*/entry_points.txt")
+    points.write_text(points.read_text() + "ancient = acme_codec:shrink\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "older")])
     assert names(Kind.CODEC).count(("acme", "shrink")) == 1
+    assert ("acme", "ancient") not in names(Kind.CODEC)
     assert load(Kind.CODEC, "shrink").owner == "acme"
 
 
@@ -278,6 +281,14 @@ def test_a_module_that_cannot_be_imported_is_named_with_the_cause(install, body,
     install("acme", "", {} if body is None else {"acme_module.py": body})
     with pytest.raises(PluginLoadError, match=f"'acme_module' cannot be imported: {cause}"):
         load_modules("acme_module")
+
+
+def test_what_a_named_module_registered_before_it_failed_is_forgotten(install):
+    install("acme", "", {"acme_half.py": RULE + "\n    1 / 0\n"})
+    with pytest.raises(PluginLoadError, match="ZeroDivisionError"):
+        load_modules("acme_half")
+    with pytest.raises(UnknownPluginError):
+        load(Kind.CODEC, "shrink")
 
 
 @pytest.mark.parametrize("name", ["TopK", "top-k", "1k", "", "top k", "_k"])

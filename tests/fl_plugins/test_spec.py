@@ -83,7 +83,7 @@ def test_any_text_is_a_spec_or_a_spec_error(text):
         ("f(x='a-b:c(d)')", "f(x='a-b:c(d)')"),
         ("f('é', y=a-b:c(d=1))", "f('é', y=a-b:c(d=1))"),
         (r"f('it\'s \\ \n')", r'f("it\'s \\ \n")'.replace(r"\'", "'")),
-        ("f(1e999)", "f(1e999)"),
+        ("f(1e999, -1e999)", "f(1e999, -1e999)"),
         ("f(\n  a=1,\n  b=g(\n    2),\n)\n", "f(a=1, b=g(2))"),
         ("f(0x10, 1_000)", "f(16, 1000)"),
         ("f(True, False, None)", "f(True, False, None)"),

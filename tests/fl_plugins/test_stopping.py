@@ -40,9 +40,16 @@ def test_plateau_stops_exactly_after_patience_evaluations_without_improvement(va
             best, stale = (value, 0) if better(value, threshold, mode) else (best, stale + 1)
         return stale
 
-    expected = any(stale_at(end) >= patience for end in range(len(values) + 1))
     rule = Plateau(metric="accuracy", patience=patience, min_delta=delta, mode=mode)
-    assert bool(rule.should_stop(history(values))) == expected
+    for now in range(len(values) + 1):
+        expected = any(stale_at(end) >= patience for end in range(now + 1))
+        assert bool(rule.should_stop(history(values[:now]))) == expected
+
+
+def test_plateau_goes_on_while_a_loss_falls():
+    rule = Plateau(metric="accuracy", patience=1, mode="min")
+    assert rule.should_stop(history([0.9, 0.5, 0.4, 0.1])) is None
+    assert "best: 0.1 in round 15" in rule.should_stop(history([0.9, 0.5, 0.4, 0.1, 0.2]))
 
 
 RULES = [

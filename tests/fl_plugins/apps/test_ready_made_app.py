@@ -264,7 +264,9 @@ def test_a_stock_flwr_strategy_as_plugin_runs_its_own_loop_but_cannot_resume(
         "register(Kind.STRATEGY, 'stock_fedavg')(FedAvg)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    result = run(strategy="stock_fedavg(fraction_evaluate=0.5)", plugins="stock_strategy_plugin")
+    given = {"strategy": "stock_fedavg(fraction_evaluate=0.5)", "plugins": "stock_strategy_plugin"}
+    result = run(**given, run_dir=str(tmp_path / "run"))
     assert final_accuracy(result) > 0.2
-    with pytest.raises(ConfigError, match="run-dir"):
-        run(strategy="stock_fedavg", plugins="stock_strategy_plugin", run_dir=str(tmp_path / "r"))
+    assert load_checkpoint(tmp_path / "run" / FINAL_MODEL).round == 2
+    with pytest.raises(ConfigError, match="neither resume nor stop"):
+        run(**given, run_dir=str(tmp_path / "run"), resume=True)

@@ -1,6 +1,5 @@
 """What the two commands refuse before any process is started, and what they make of a run's end."""
 
-import json
 from contextlib import contextmanager
 
 import pytest
@@ -36,13 +35,12 @@ def flower(monkeypatch):
         log = EventLog(request.run_dir / "events.jsonl")
         strategy = request.run_config.get("strategy", "fedavg")
         log("run_started", strategy=strategy, num_rounds=1)
-        if strategy == "median":
-            log("run_failed", error="boom")
-            raise RunFailedError("boom\n(the log)")
+        if strategy in ("median", "multi_krum(num_byzantine=1)"):
+            error = "boom" if strategy == "median" else "DivergenceError: NaN"
+            log("run_failed", error=error)
+            raise RunFailedError(f"{error}\n(the log)")
         log("evaluated", round=1, where="server", metrics={"accuracy": 0.9})
         log("run_finished", rounds=1, seconds=1.0, metrics={})
-        for event in json.loads("[]"):
-            show(event)
 
     monkeypatch.setattr(_runs, "local_superlink", superlink)
     monkeypatch.setattr(_runs, "run_app", run_app)
@@ -145,6 +143,18 @@ def test_resume_takes_up_what_the_run_had_except_what_is_given_now(tmp_path, flo
     assert request.run_config["strategy"] == "trimmed_mean(fraction=0.2)"
 
 
+def test_a_resumed_run_that_does_not_start_has_failed_although_it_once_finished(
+    tmp_path, flower, monkeypatch
+):
+    assert run(tmp_path, "simulate", "--name", "a") == 0
+
+    def refuse(*_):
+        raise RunFailedError("SuperLink: flower-superlink ended")
+
+    monkeypatch.setattr(_runs, "run_app", refuse)
+    assert run(tmp_path, "simulate", "--name", "a", "--resume") == 1
+
+
 def test_compare_runs_all_in_one_superlink_and_shows_those_that_worked(tmp_path, flower, capsys):
     assert run(tmp_path, "compare", "--strategies", "median; fedavg", "--name", "c", "--seed", "5") == 1
     assert [flower[0], flower[-1], len(flower)] == ["start", "end", 4]
@@ -162,8 +172,13 @@ def test_compare_runs_all_in_one_superlink_and_shows_those_that_worked(tmp_path,
     ]
 
 
-def test_compare_is_status_0_if_all_finished(tmp_path, flower):
-    assert run(tmp_path, "compare", "--strategies", "fedavg; krum(num_byzantine=2)") == 0
+@pytest.mark.parametrize("second", ["krum(num_byzantine=2)", "multi_krum(num_byzantine=1)"])
+def test_compare_is_status_0_if_all_finished_or_diverged(tmp_path, flower, second):
+    assert run(tmp_path, "compare", "--strategies", f"fedavg; {second}") == 0
+
+
+def test_a_single_run_that_diverged_has_failed(tmp_path, flower):
+    assert run(tmp_path, "simulate", "--strategy", "multi_krum(num_byzantine=1)") == 1
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ def test_outcomes():
     assert summarize([], strategy="krum").strategy == "krum"
     assert summarize([start, event("run_stopped", 1.0, round=1), end]).outcome == "stopped early"
     assert summarize([start, event("run_failed", 1.0, error="x")]).outcome == "failed"
+    assert summarize([start, event("run_failed", 1.0, error="DivergenceError: NaN")]).outcome == "diverged"
     assert summarize([start, event("run_failed", 1.0, error="x"), start, end]).outcome == "finished"
 
 

@@ -119,6 +119,12 @@ def test_what_the_server_says_of_its_failure_is_told_and_not_written_twice(run):
     assert [event["event"] for event in read_events(run.log.path)] == ["run_failed"]
 
 
+def test_an_error_of_ours_comes_without_a_traceback(run):
+    with pytest.raises(RunFailedError) as raised:
+        run([step(lambda: run.log("run_failed", error="QuorumError: none"), FAILED)], log=TRACEBACK)
+    assert str(raised.value) == f"QuorumError: none\n(the whole log: {run.folder / 'server.log'})"
+
+
 def test_a_completed_run_whose_events_end_early_has_failed(run):
     """D1: with its clients dead a run can end as `finished:completed`."""
     with pytest.raises(RunFailedError, match="its events end before it was finished"):
