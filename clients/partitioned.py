@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 
 from fl_plugins.errors import ConfigError, ConfigTypeError, DataError
+from fl_plugins.registry import explains
 from fl_plugins.seeds import derive_rng
 from fl_plugins.training import ClientData, Dataset
 
@@ -17,6 +18,19 @@ Partition = Literal["iid", "dirichlet", "by_label"]
 """How examples are dealt to clients; see :mod:`clients.partition`."""
 
 
+class PartitionOptions(TypedDict, total=False):
+    """What a task lets its users choose; :class:`Partitioned` documents and checks it."""
+
+    partition: Partition
+    alpha: float
+    labels_per_client: int
+    min_examples: int
+    test_fraction: float
+    validation_fraction: float
+    seed: int
+
+
+@explains(PartitionOptions)
 @dataclass(frozen=True, kw_only=True)
 class Partitioned:
     """A data set, split into a common test set and ``num_partitions`` clients with validation parts.
@@ -35,7 +49,7 @@ class Partitioned:
     alpha : float
         Concentration of ``dirichlet``: small is uneven.
     labels_per_client : int
-        Classes per client of ``by_label``.
+        Classes per client of ``by_label`` (1 if there are only two and clients shall differ).
     min_examples : int
         With ``dirichlet``, draw again until every client has as many.
     test_fraction : float
@@ -43,7 +57,7 @@ class Partitioned:
     validation_fraction : float
         Share of each client's examples that it evaluates on instead of training; in [0, 1), rounded down.
     seed : int
-        Seed of all splits.
+        Seed of all splits (not of training): equal on all nodes.
     standardise : bool
         Shift and scale every feature by its mean and standard deviation over the training examples of *all*
         clients. A real federation has to take these from public data or compute them federatedly.

@@ -4,7 +4,7 @@ Street, Wolberg and Mangasarian 1993, "Nuclear feature extraction for breast tum
 download.
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from fl_plugins.training import Dataset, Task
 from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import MLP
-from ..partitioned import Partition, Partitioned
+from ..partitioned import Partitioned, PartitionOptions
 
 NUM_CLASSES = 2
 NUM_FEATURES = 30
@@ -25,13 +25,7 @@ NUM_FEATURES = 30
 def breast_cancer(
     *,
     model: Literal["mlp", "logistic"] = "mlp",
-    partition: Partition = "iid",
-    alpha: float = 0.5,
-    labels_per_client: int = 1,
-    min_examples: int = 0,
-    test_fraction: float = 0.2,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
+    **options: Unpack[PartitionOptions],
 ) -> Task:
     """Return the task of telling malignant (0) from benign (1) cases.
 
@@ -43,20 +37,8 @@ def breast_cancer(
     ----------
     model : {"mlp", "logistic"}
         One hidden layer of 32, or logistic regression.
-    partition : {"iid", "dirichlet", "by_label"}
-        How training cases are dealt to clients.
-    alpha : float
-        Concentration of ``dirichlet``: small is uneven.
-    labels_per_client : int
-        Classes per client of ``by_label``.
-    min_examples : int
-        With ``dirichlet``, draw again until every client has as many.
-    test_fraction : float
-        Share of the cases that no client gets: the server's test set.
-    validation_fraction : float
-        Share of each client's cases that it evaluates on.
-    seed : int
-        Seed of the splits (not of training): equal on all nodes.
+    **options
+        How examples are dealt to clients, see :class:`clients.partitioned.Partitioned`.
 
     Raises
     ------
@@ -66,13 +48,7 @@ def breast_cancer(
     data = Partitioned(
         task="breast_cancer",
         load=load_cases,
-        partition=partition,
-        alpha=alpha,
-        labels_per_client=labels_per_client,
-        min_examples=min_examples,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **options,
         standardise=True,
     )
     if model not in ("mlp", "logistic"):

@@ -4,7 +4,7 @@ Alpaydin and Kaynak 1998, UCI Machine Learning Repository, "Optical Recognition 
 test part). No download.
 """
 
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from fl_plugins.training import Dataset, Task
 from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import CNN, MLP
-from ..partitioned import Partition, Partitioned
+from ..partitioned import Partitioned, PartitionOptions
 
 NUM_CLASSES = 10
 
@@ -24,13 +24,7 @@ NUM_CLASSES = 10
 def digits(
     *,
     model: Literal["cnn", "mlp"] = "cnn",
-    partition: Partition = "iid",
-    alpha: float = 0.5,
-    labels_per_client: int = 2,
-    min_examples: int = 0,
-    test_fraction: float = 0.2,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
+    **options: Unpack[PartitionOptions],
 ) -> Task:
     """Return the task of classifying 8×8 images of handwritten digits.
 
@@ -40,20 +34,8 @@ def digits(
     ----------
     model : {"cnn", "mlp"}
         Two convolutions and a hidden layer, or one hidden layer of 64.
-    partition : {"iid", "dirichlet", "by_label"}
-        How training examples are dealt to clients.
-    alpha : float
-        Concentration of ``dirichlet``: small is uneven.
-    labels_per_client : int
-        Classes per client of ``by_label``.
-    min_examples : int
-        With ``dirichlet``, draw again until every client has as many.
-    test_fraction : float
-        Share of the images that no client gets: the server's test set.
-    validation_fraction : float
-        Share of each client's images that it evaluates on.
-    seed : int
-        Seed of the splits (not of training): equal on all nodes.
+    **options
+        How examples are dealt to clients, see :class:`clients.partitioned.Partitioned`.
 
     Raises
     ------
@@ -63,13 +45,7 @@ def digits(
     data = Partitioned(
         task="digits",
         load=load_images,
-        partition=partition,
-        alpha=alpha,
-        labels_per_client=labels_per_client,
-        min_examples=min_examples,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **options,
     )
     match model:
         case "cnn":

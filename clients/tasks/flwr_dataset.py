@@ -4,7 +4,7 @@ Needs the extra ``datasets``: ``pip install "fl-plugins[datasets]"``.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from fl_plugins.training import Dataset, Model, Task
 from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import CNN, MLP
-from ..partitioned import Partition, Partitioned
+from ..partitioned import Partitioned, PartitionOptions
 
 if TYPE_CHECKING:
     import datasets
@@ -34,13 +34,7 @@ def flwr_dataset(
     label: str = "label",
     model: Literal["cnn", "mlp"] = "cnn",
     hidden: int = 64,
-    partition: Partition = "iid",
-    alpha: float = 0.5,
-    labels_per_client: int = 2,
-    min_examples: int = 0,
-    test_fraction: float = 0.2,
-    validation_fraction: float = 0.1,
-    seed: int = 0,
+    **options: Unpack[PartitionOptions],
 ) -> Task:
     """Return a classification task over a data set that ``flwr-datasets`` can load, or a local one.
 
@@ -65,20 +59,8 @@ def flwr_dataset(
         Two convolutions (images of at least 4×4 only) and a hidden layer, or one hidden layer.
     hidden : int
         Width of the hidden layer.
-    partition : {"iid", "dirichlet", "by_label"}
-        How training examples are dealt to clients.
-    alpha : float
-        Concentration of ``dirichlet``: small is uneven.
-    labels_per_client : int
-        Classes per client of ``by_label``.
-    min_examples : int
-        With ``dirichlet``, draw again until every client has as many.
-    test_fraction : float
-        Share of the examples that no client gets: the server's test set.
-    validation_fraction : float
-        Share of each client's examples that it evaluates on.
-    seed : int
-        Seed of the splits (not of training): equal on all nodes.
+    **options
+        How examples are dealt to clients, see :class:`clients.partitioned.Partitioned`.
 
     Raises
     ------
@@ -99,13 +81,7 @@ def flwr_dataset(
     partitioned = Partitioned(
         task="flwr_dataset",
         load=lambda: data,
-        partition=partition,
-        alpha=alpha,
-        labels_per_client=labels_per_client,
-        min_examples=min_examples,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
+        **options,
     )
     return Task(
         name="flwr_dataset",

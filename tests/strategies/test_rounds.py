@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import optax
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from fl_plugins.errors import (
     CheckpointError,
@@ -19,6 +19,7 @@ from fl_plugins.errors import (
 )
 from fl_plugins.run_options import RunOptions
 from fl_plugins.testing import InProcessGrid
+from fl_plugins.wire import CLIENT_ID, ROLL_CALL
 from strategies import FedAvg, FederatedStrategy, Krum, TrimmedMean
 
 Client = Callable[[Message, Context], Message]
@@ -386,8 +387,6 @@ def test_options_out_of_range_are_refused_by_name_at_construction(options: dict[
 
 
 def test_the_callers_config_is_not_changed(initial: ArrayRecord, make_client: MakeClient) -> None:
-    from flwr.app import ConfigRecord
-
     config = ConfigRecord({"lr": 0.1})
     with InProcessGrid(make_client(1.0), 3) as grid:
         FedAvg().start(grid, initial, num_rounds=2, train_config=config)
@@ -405,3 +404,37 @@ def test_every_error_of_a_run_is_one_of_ours(initial: ArrayRecord, make_client: 
     with pytest.raises(FLPluginsError) as caught:
         _run(FedAvg(min_available_nodes=9), make_client(1.0), initial, timeout_s=0.1)
     assert caught.value.result is not None
+
+
+def test_fewer_usable_replies_than_the_quorum_are_not_aggregated(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    def crash(_: Message, __: Context) -> Message:
+        raise RuntimeError("gone")
+
+    strategy = FedAvg(quorum=0.8, max_attempts=1, fraction_evaluate=0.0)
+    with pytest.raises(QuorumError, match=r"3 of 5 replies are usable, but quorum=0\.8 needs 4"):
+        _run(strategy, make_client(1.0), initial, overrides={1: crash, 2: crash})
+    enough = FedAvg(quorum=0.6, max_attempts=1, fraction_evaluate=0.0)
+    _run(enough, make_client(1.0), initial, overrides={1: crash, 2: crash})
+
+
+def test_the_sum_goes_by_client_names_so_that_new_node_ids_change_no_bit(
+    make_reply: Callable[..., Message],
+) -> None:
+    model = ArrayRecord({"w": Array(np.zeros(500))})
+    targets = np.random.default_rng(3).normal(size=(7, 500)) * 10.0 ** np.arange(7)[:, None]
+
+    def result(names: list[int]) -> bytes:
+        def client(message: Message, context: Context) -> Message:
+            name = names[int(context.node_config["partition-id"])]
+            if message.metadata.message_type == ROLL_CALL:
+                return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: str(name)})}), reply_to=message)
+            return make_reply(message, {"w": targets[name]}, {"num-examples": name + 1})
+
+        strategy = FedAvg(fraction_evaluate=0.0)
+        return bytes(
+            _run(strategy, client, model, num_nodes=7, num_rounds=1, roll_call=True)[0].arrays["w"].data
+        )
+
+    assert result([0, 1, 2, 3, 4, 5, 6]) == result([3, 6, 0, 5, 1, 4, 2])
