@@ -9,6 +9,7 @@ import optax
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
+from fl_plugins.aggregation.mean import Mean
 from fl_plugins.errors import (
     CheckpointError,
     ConfigError,
@@ -438,3 +439,25 @@ def test_the_sum_goes_by_client_names_so_that_new_node_ids_change_no_bit(
         )
 
     assert result([0, 1, 2, 3, 4, 5, 6]) == result([3, 6, 0, 5, 1, 4, 2])
+
+
+class _NeedsFour:
+    """A rule that relies on the strategy to ask for its precondition."""
+
+    name = "needs_four"
+    contract = Mean().contract
+
+    def check(self, n: int) -> None:
+        if n < 4:
+            raise PreconditionError(f"needs_four: n={n}")
+
+    def __call__(self, rows: Any, weights: Any = None) -> Any:
+        return Mean()(rows, weights)
+
+
+def test_the_strategy_itself_asks_the_rule_for_its_precondition_on_the_replies_that_came(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    strategy = FederatedStrategy(_NeedsFour(), quorum=0.1, max_attempts=1)
+    with pytest.raises(PreconditionError, match="n=3"):
+        _run(strategy, make_client(1.0), initial, silent=(1, 2), timeout_s=0.2)
