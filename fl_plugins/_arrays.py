@@ -7,7 +7,7 @@ is viewed in place. Flower brings bfloat16 back as raw ``V2`` bytes; ``Array.dty
 import ast
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -49,9 +49,11 @@ def to_ndarray(array: Array) -> NDArray[Any]:
         needed *= length  # Python integers: a hostile shape cannot overflow
     if size != needed:
         raise StructureError(f"shape {shape} of {declared} needs {needed} bytes of data but {size} came.")
-    view: NDArray[Any] = np.ndarray(
-        shape, stored, buffer=array.data, offset=offset, order="F" if fortran_order else "C"
-    )
+    order: Literal["F", "C"] = "F" if fortran_order else "C"
+    try:
+        view: NDArray[Any] = np.ndarray(shape, stored, buffer=array.data, offset=offset, order=order)
+    except (ValueError, OverflowError) as error:  # an empty array with an absurd shape
+        raise StructureError(f"shape {shape} of {declared} cannot be an array: {error}.") from error
     if declared == np.bool_ and view.size and view.view(np.uint8).max() > 1:
         raise StructureError("a bool array may hold only the bytes 0 and 1.")
     if stored != declared:

@@ -59,6 +59,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> P
 
 def write_archive(path: Path, checkpoint: Checkpoint) -> None:
     """Write one archive atomically to ``path``."""
+    for abandoned in path.parent.glob(f".{path.name}.*.partial"):  # of a process that was killed
+        abandoned.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
@@ -97,7 +99,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                     raise CheckpointError(
                         f"checkpoint {path}: array {entry['name']!r} does not match its SHA-256; the file "
-                        "was altered or damaged, resume from an older one."
+                        "was altered or damaged; delete it to resume from the one before it."
                     )
                 stored = Array(entry["dtype"], tuple(entry["shape"]), "numpy.ndarray", data)
                 arrays[entry["group"]][entry["name"]] = np.array(to_ndarray(stored))
@@ -106,8 +108,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, StructureError) as error:
         raise CheckpointError(
-            f"checkpoint {path}: cannot be read ({error}); resume from an older one, or start anew without "
-            "resume."
+            f"checkpoint {path}: cannot be read ({error}); delete this file to resume from the one before "
+            "it, or start anew in another folder."
         ) from error
 
 

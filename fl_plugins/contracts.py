@@ -17,10 +17,10 @@ class Access(StrEnum):
 
 
 class Weighting(StrEnum):
-    """Whose number decides how much an update counts."""
+    """How much an update counts: the same for all, or by the number of examples that its client claims."""
 
     UNIFORM = "uniform"
-    EXAMPLES = "claimed num-examples"
+    EXAMPLES = "examples"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from .errors import ConfigError
+from .checks import check_int, check_number
+from .errors import ConfigError, ConfigTypeError
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 """``(round, parameters) -> metrics``: evaluation at the server, for example on held-out data."""
@@ -92,12 +93,16 @@ class RunOptions:
     emit: Emit = ignore_event
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
-            least = 0 if name == "num_rounds" else 1
-            if getattr(self, name) < least:
-                raise ConfigError(f"run: {name}={getattr(self, name)}, but it must be >= {least}.")
-        if not self.timeout_s > 0:
-            raise ConfigError(f"run: timeout_s={self.timeout_s}, but a deadline is > 0 seconds.")
+        check_int("run", "num_rounds", self.num_rounds, minimum=0)
+        for name in ("evaluate_every", "checkpoint_every", "keep_checkpoints"):
+            check_int("run", name, getattr(self, name), minimum=1)
+        check_number("run", "timeout_s", self.timeout_s, minimum=0, open_below=True)
+        if self.seed is not None:
+            check_int("run", "seed", self.seed, minimum=0)
+        if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, Path):
+            raise ConfigTypeError(
+                f"run: checkpoint_dir={self.checkpoint_dir!r} is no pathlib.Path; give a Path."
+            )
         if self.resume and self.checkpoint_dir is None:
             raise ConfigError(
                 "run: resume=True, but there is no folder with checkpoints; give checkpoint_dir (run config: "

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fl_plugins import wire
-from fl_plugins.aggregation.core import Aggregate, Aggregator
+from fl_plugins.aggregation.core import Aggregate, Aggregator, CohortRule
 from fl_plugins.contracts import Access, Weighting
 from fl_plugins.errors import ConfigError, DivergenceError, QuorumError
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
@@ -120,17 +120,17 @@ class FederatedStrategy(Strategy):
         PreconditionError
             If the rule needs more updates than were accepted.
         DivergenceError
-            If every reply has NaN or infinite values, or the new parameters are not finite.
+            If the clients reply with parameters that are not finite, or the new parameters are not.
         """
         cohort = self._current("train", server_round)
         accepted, self.tally = self._judge(cohort, replies)
         if not cohort.clients:
             return None, None
         self._require_quorum(cohort, len(accepted))
-        self.aggregator.check(len(accepted))
+        cohort.rule.check(len(accepted))
         weights = self._weights(accepted)
         rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
-        aggregate = self.aggregator(rows, weights)
+        aggregate = cohort.rule(rows, weights)
         parameters = self._step(cohort, accepted, aggregate)
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
         self._session.emit(
@@ -204,8 +204,9 @@ class FederatedStrategy(Strategy):
             for name, value in vars(self.settings).items()
             if value != getattr(Settings, name)
         ]
-        optimizer = [] if self.server_optimizer is None else ["with a server optimizer"]
-        parts = [repr(self.aggregator), self.weighting, *changed, *optimizer]
+        optimizer = self.server_optimizer
+        stepped = [] if optimizer is None else [f"server optimizer {optimizer.fingerprint()}"]
+        parts = [_describe(self.aggregator), self.weighting, *changed, *stepped]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     # -- Inside ----------------------------------------------------------------------------------------
@@ -218,6 +219,7 @@ class FederatedStrategy(Strategy):
         again = self._cohort is not None and (self._cohort.phase, self._cohort.number) == (phase, number)
         attempt = self._cohort.attempt + 1 if again and self._cohort else 1
         base = to_named(arrays)
+        rule = self.aggregator
         clients: dict[int, str] = {}
         available = 0
         if settings.cohort_size(phase, 1) > 0:
@@ -228,7 +230,7 @@ class FederatedStrategy(Strategy):
             if size > len(connected):
                 connected = session.roster.wait_for(grid, size, timeout_s=session.timeout_s)
             if phase == "train":
-                self.aggregator.check(size)
+                rule = self._rule_for(size)
             rng = derive_rng(session.seed, "sample", phase, number, attempt)
             clients = sample_cohort(connected, size, rng=rng)
             available = len(connected)
@@ -240,16 +242,25 @@ class FederatedStrategy(Strategy):
             phase=phase,
             number=number,
             attempt=attempt,
+            rule=rule,
             base=base,
             layout=Layout.of(base),
             clients=clients,
             messages=messages,
             started=time.monotonic(),
         )
-        if phase == "train":
-            sampled = list(clients.values())
-            session.emit("round_started", round=number, attempt=attempt, sampled=sampled, available=available)
+        started = "round_started" if phase == "train" else "evaluation_started"
+        sampled = list(clients.values())
+        session.emit(started, round=number, attempt=attempt, sampled=sampled, available=available)
         return messages
+
+    def _rule_for(self, size: int) -> Aggregator:
+        """Return the rule for a cohort of ``size``, its precondition checked."""
+        rule = (
+            self.aggregator.for_cohort(size) if isinstance(self.aggregator, CohortRule) else self.aggregator
+        )
+        rule.check(size)
+        return rule
 
     def _current(self, phase: Phase, number: int) -> Cohort:
         """Return the cohort whose replies are being aggregated."""
@@ -268,12 +279,13 @@ class FederatedStrategy(Strategy):
 
     def _require_quorum(self, cohort: Cohort, accepted: int) -> None:
         """Raise unless enough of the cohort was accepted."""
-        if self.tally.answered and self.tally.non_finite == self.tally.answered:
-            raise DivergenceError(
-                f"round {cohort.number}: every reply has NaN or infinite values, so the model has diverged; "
-                "lower the learning rate, or use a robust strategy if clients may be hostile."
-            )
         needed = max(1, math.ceil(round(self.settings.quorum * len(cohort.clients), 9)))
+        if accepted == 0 and self.tally.non_finite >= needed:
+            raise DivergenceError(
+                f"round {cohort.number}: {self.tally.non_finite} of {len(cohort.clients)} clients reply with "
+                "NaN or infinite parameters and none with usable ones, so the model has diverged; lower the "
+                "learning rate, or use a robust strategy if clients may be hostile."
+            )
         if accepted < needed:
             raise QuorumError(
                 f"round {cohort.number}: {accepted} of {len(cohort.clients)} replies are usable, but "
@@ -308,6 +320,14 @@ class FederatedStrategy(Strategy):
             return median_metrics(accepted)
         weights = self._weights(accepted)
         return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
+
+
+def _describe(rule: Aggregator) -> str:
+    """Return a rule's ``repr``, or its attributes if it has none of its own: addresses change every time."""
+    if type(rule).__repr__ is not object.__repr__:
+        return repr(rule)
+    attributes = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(rule).items()))
+    return f"{type(rule).__name__}({attributes})"
 
 
 def _floats(parameters: NamedArrays) -> NamedArrays:

@@ -5,10 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from flwr.app import Message
 
+from fl_plugins.aggregation.core import Aggregator
 from fl_plugins.errors import ReplyError
 from fl_plugins.records import Layout
 from fl_plugins.run_options import Emit
@@ -27,7 +29,7 @@ Phase = Literal["train", "evaluate"]
 class Tally:
     """What became of a cohort: usable, refused and failed replies, and who did not answer in time.
 
-    ``non_finite`` counts those of the refused replies that held NaN or infinite values.
+    ``non_finite`` counts those of the refused replies whose parameters were not finite.
     """
 
     accepted: int = 0
@@ -49,18 +51,21 @@ class Cohort:
     phase: Phase
     number: int
     attempt: int
+    rule: Aggregator
     base: NamedArrays
     layout: Layout
     clients: dict[int, str]
     messages: Sequence[Message]
     started: float
 
+    @cached_property
+    def _asked(self) -> dict[str, int]:
+        """Message id → node; ids are given when the messages are pushed, so look only after that."""
+        return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages if m.metadata.message_id}
+
     def sender(self, reply: Message) -> int:
         """Return the node that a reply comes from (Flower's own error replies name the message only)."""
-        asked = {
-            m.metadata.message_id: m.metadata.dst_node_id for m in self.messages if m.metadata.message_id
-        }
-        return asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        return self._asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
     def judge(
         self, replies: Iterable[Message], settings: Settings, *, weighted: bool, emit: Emit
@@ -106,5 +111,6 @@ class Cohort:
         missing = [client for node, client in self.clients.items() if node not in heard]
         if missing:
             logger.warning("round %d: no answer in time from %s", self.number, ", ".join(missing))
+            emit("missing", round=self.number, phase=self.phase, clients=missing)
         ordered = sorted(accepted.values(), key=lambda reply: name_order(reply.client))
         return ordered, Tally(**counts, missing=missing)

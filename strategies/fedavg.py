@@ -33,7 +33,7 @@ class FedAvg(FederatedStrategy):
     """
 
     def __init__(self, *, weighting: str = "examples", **options: Unpack[StrategyOptions]) -> None:
-        choices = {"examples": Weighting.EXAMPLES, "uniform": Weighting.UNIFORM}
+        choices = [choice.value for choice in Weighting]
         if weighting not in choices:
             raise ConfigError(f"fedavg: weighting={weighting!r}, but it is one of {', '.join(choices)}.")
-        super().__init__(Mean(), weighting=choices[weighting], **options)
+        super().__init__(Mean(), weighting=Weighting(weighting), **options)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
-from fl_plugins.errors import ConfigError
+from fl_plugins.checks import check_int, check_number
 from fl_plugins.registry import Kind, PluginKind, explains
 from fl_plugins.wire import ARRAYS, CONFIG, NUM_EXAMPLES
 
@@ -76,19 +76,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("fraction_train", "fraction_evaluate"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ConfigError(f"strategy: {name}={getattr(self, name)}, but a fraction lies in [0, 1].")
+            check_number("strategy", name, getattr(self, name), minimum=0, maximum=1)
         for name in ("num_train_nodes", "num_evaluate_nodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"strategy: {name}={value}, but a cohort has >= 1 node; leave it out.")
-        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes", "max_attempts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"strategy: {name}={getattr(self, name)}, but it must be >= 1.")
-        if not 0.0 < self.quorum <= 1.0:
-            raise ConfigError(f"strategy: quorum={self.quorum}, but it is a part of the cohort in (0, 1].")
-        if self.max_num_examples < 1:
-            raise ConfigError(f"strategy: max_num_examples={self.max_num_examples}, but it must be >= 1.")
+            if getattr(self, name) is not None:
+                check_int("strategy", name, getattr(self, name), minimum=1)
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            check_int("strategy", name, getattr(self, name), minimum=1)
+        check_int("strategy", "max_attempts", self.max_attempts, minimum=1)
+        check_int("strategy", "max_num_examples", self.max_num_examples, minimum=1)
+        check_number("strategy", "quorum", self.quorum, minimum=0, maximum=1, open_below=True)
 
     def cohort_size(self, phase: Literal["train", "evaluate"], num_connected: int) -> int:
         """Return how many nodes a cohort needs when ``num_connected`` are there; 0 skips the phase."""

@@ -5,6 +5,7 @@ an unusable one is refused with its reason; the round goes on with the others.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from fl_plugins.training import NamedArrays
 
 
 class NonFiniteReplyError(ReplyError):
-    """The reply has NaN or infinite values: a broken client, or a model that has diverged for everyone."""
+    """The reply's parameters are not finite: a broken client, or a model that has diverged for everyone."""
 
 
 Metrics = dict[str, float | list[float]]
@@ -56,20 +57,25 @@ def read_reply(
     """
     if message.has_error():
         raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
+    arrays: NamedArrays = {} if base is None else _read_arrays(message, base, layout)
     metrics = _read_metrics(message)
     num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
-    arrays: NamedArrays = {} if base is None else _read_arrays(message, base, layout)
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
 
 
 def mean_metrics(replies: Sequence[ClientReply], weights: Sequence[float]) -> Metrics:
-    """Return the weighted mean of every metric over the replies that report it."""
+    """Return the weighted mean of every metric over the replies that report it (in the commonest shape)."""
     return _combine(replies, lambda values, share: np.average(values, axis=0, weights=share), weights)
 
 
 def median_metrics(replies: Sequence[ClientReply]) -> Metrics:
-    """Return the median of every metric over the replies that report it: no single client decides it."""
-    return _combine(replies, lambda values, _: np.median(values, axis=0), [1.0] * len(replies))
+    """Return the median of every metric that at least half of the replies report: no minority decides one."""
+    return _combine(
+        replies,
+        lambda values, _: np.median(values, axis=0),
+        [1.0] * len(replies),
+        least_reports=(len(replies) + 1) // 2,
+    )
 
 
 def to_metric_record(metrics: Mapping[str, float | list[float]]) -> MetricRecord:
@@ -81,17 +87,22 @@ def _combine(
     replies: Sequence[ClientReply],
     combine: Callable[[NDArray[np.float64], NDArray[np.float64]], Any],
     weights: Sequence[float],
+    *,
+    least_reports: int = 1,
 ) -> Metrics:
-    """Combine metric by metric; lists of unequal length have no common meaning and are left out."""
+    """Combine metric by metric, over the replies whose value has the shape that most of them give it."""
     combined: Metrics = {}
     for key in dict.fromkeys(key for reply in replies for key in reply.metrics):
-        reporting = [
-            (reply.metrics[key], w) for reply, w in zip(replies, weights, strict=True) if key in reply.metrics
+        shapes = Counter(np.shape(reply.metrics[key]) for reply in replies if key in reply.metrics)
+        shape, _ = max(shapes.items(), key=lambda item: (item[1], item[0] == ()))
+        reports = [
+            (reply.metrics[key], weight)
+            for reply, weight in zip(replies, weights, strict=True)
+            if key in reply.metrics and np.shape(reply.metrics[key]) == shape
         ]
-        if len({np.shape(value) for value, _ in reporting}) > 1:
-            continue
-        values = np.array([value for value, _ in reporting], dtype=np.float64)
-        combined[key] = combine(values, np.array([w for _, w in reporting])).tolist()
+        if len(reports) >= least_reports:
+            values = np.array([value for value, _ in reports], dtype=np.float64)
+            combined[key] = combine(values, np.array([weight for _, weight in reports])).tolist()
     return combined
 
 
@@ -104,7 +115,7 @@ def _read_metrics(message: Message) -> Metrics:
     for key, value in records[0].items():
         numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
         if not all(math.isfinite(number) for number in numbers):
-            raise NonFiniteReplyError(f"metric {key!r} is not finite ({value!r})")
+            raise ReplyError(f"metric {key!r} is not finite ({value!r})")
         metrics[key] = numbers if isinstance(value, list) else numbers[0]
     return metrics
 
@@ -135,8 +146,14 @@ def _read_arrays(message: Message, base: NamedArrays, layout: Layout) -> NamedAr
         # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
         with np.errstate(over="ignore", invalid="ignore"):
             update = np.subtract(arrays[key], base[key], dtype=layout.compute_dtype, casting="unsafe")
-        if not np.isfinite(update).all():
-            raise NonFiniteReplyError(f"array {key!r} has NaN or infinite values, or its update overflows")
+            fits = (
+                np.isfinite(update).all()
+                and np.isfinite(arrays[key].astype(base[key].dtype, copy=False)).all()
+            )
+        if not fits:
+            raise NonFiniteReplyError(
+                f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
+            )
     return arrays
 
 

@@ -5,6 +5,7 @@ ids are not reproducible, so nodes are asked once for their stable name (the par
 does not understand the question keeps its node id as its name.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from fl_plugins.errors import QuorumError
 from .exchange import exchange
 
 _PAUSE_S = 0.2
+_SAY_EVERY_S = 10.0
+
+logger = logging.getLogger("flwr.fl_plugins")
 
 
 @dataclass
@@ -37,7 +41,11 @@ class Roster:
             If fewer are connected when ``timeout_s`` has passed.
         """
         deadline = time.monotonic() + timeout_s
+        said = 0.0
         while len(connected := sorted(grid.get_node_ids())) < num_nodes:
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                logger.info("waiting for nodes: %d connected, %d needed", len(connected), num_nodes)
             if time.monotonic() >= deadline:
                 raise QuorumError(
                     f"roster: {len(connected)} nodes are connected after {timeout_s:g} s, but {num_nodes} "

@@ -9,6 +9,7 @@ import platform
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Protocol
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl_plugins.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from fl_plugins.errors import CheckpointError, FLPluginsError, PreconditionError, QuorumError
+from fl_plugins.errors import CheckpointError, ConfigError, PreconditionError, QuorumError
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.run_options import Emit, RunOptions
 from fl_plugins.training import NamedArrays
@@ -94,6 +95,8 @@ class _Run:
         self.state = RunState(round=0, arrays=to_named(initial), history=MetricsHistory())
         self.layout = Layout.of(self.state.arrays)
         self.saved = self._find_checkpoint()
+        self.begun = False
+        self.last_saved: int | None = None
         seed = secrets.randbits(32) if options.seed is None else options.seed
         self.seed: int = self.saved.facts["seed"] if self.saved and options.seed is None else seed
 
@@ -108,10 +111,7 @@ class _Run:
                 reason = self._stop_reason()
                 self._save_if_due(last=reason is not None or self.state.round == self.options.num_rounds)
         except Exception as error:
-            kind = type(error).__name__
-            self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
-            if isinstance(error, FLPluginsError):
-                error.result = self._result()
+            self._fail(error)
             raise
         if reason is not None:
             logger.info("stopped after round %d: %s", self.state.round, reason)
@@ -119,6 +119,20 @@ class _Run:
         seconds = round(time.monotonic() - started, 3)
         self.emit("run_finished", rounds=self.state.round, seconds=seconds, metrics=self._latest_metrics())
         return self._result()
+
+    def _fail(self, error: Exception) -> None:
+        """Keep what was reached: in the error, and in a checkpoint if the last round is in none yet."""
+        kind = type(error).__name__
+        self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
+        if not self.begun:
+            return
+        with suppress(AttributeError):  # an exception without a __dict__
+            error.result = self._result()  # type: ignore[attr-defined]
+        if self.last_saved != self.state.round:
+            try:
+                self._save_if_due(last=True)
+            except OSError as second:
+                error.add_note(f"and the checkpoint of round {self.state.round} could not be saved: {second}")
 
     def _begin(self) -> None:
         """Announce the run; take up the checkpoint, or evaluate and save the initial parameters."""
@@ -134,7 +148,9 @@ class _Run:
             self.strategy.restore(arrays, dict(self.saved.arrays["strategy"]))
             history = MetricsHistory.from_facts(self.saved.facts["history"])
             self.state = RunState(round=self.saved.round, arrays=arrays, history=history)
-            resumed_from = self.saved.round
+            resumed_from = self.last_saved = self.saved.round
+        self.begun = True
+        logger.info("seed %d", self.seed)
         self.emit(
             "run_started",
             **{
@@ -199,11 +215,13 @@ class _Run:
         return named, None if metrics is None else _metrics(metrics)
 
     def _evaluate_at_clients(self, number: int) -> None:
-        """Evaluate on the clients' own data."""
-        arrays = from_named(self.state.arrays)
-        messages = list(
-            self.strategy.configure_evaluate(number, arrays, self.options.evaluate_config, self.grid)
-        )
+        """Evaluate on the clients' own data; too few nodes for it is no reason to end a run that trains."""
+        arrays, config = from_named(self.state.arrays), self.options.evaluate_config
+        try:
+            messages = list(self.strategy.configure_evaluate(number, arrays, config, self.grid))
+        except QuorumError as error:
+            logger.warning("round %d is not evaluated by clients: %s", number, error)
+            return
         if not messages:
             return
         replies = exchange(self.grid, messages, timeout_s=self.options.timeout_s)
@@ -238,15 +256,21 @@ class _Run:
         groups = {"model": self.state.arrays, "strategy": self.strategy.state()}
         checkpoint = Checkpoint(round=self.state.round, arrays=groups, facts=facts)
         path = save_checkpoint(folder, checkpoint, keep=self.options.keep_checkpoints)
+        self.last_saved = self.state.round
         self.emit("checkpoint_saved", round=self.state.round, path=str(path))
 
     def _find_checkpoint(self) -> Checkpoint | None:
-        """Return the newest checkpoint if the run is to be resumed and there is one."""
+        """Return the newest checkpoint if the run is to be resumed and there is one; never mix two runs."""
         folder = self.options.checkpoint_dir
-        if folder is None or not self.options.resume:
+        path = None if folder is None else latest_checkpoint(folder)
+        if path is None:
             return None
-        path = latest_checkpoint(folder)
-        return None if path is None else load_checkpoint(path)
+        if not self.options.resume:
+            raise ConfigError(
+                f"run: {folder} holds checkpoints of an earlier run ({path.name}), which this one would "
+                "mix with its own; give resume=True to continue it, or another folder."
+            )
+        return load_checkpoint(path)
 
     def _identity(self) -> dict[str, str]:
         """Return what two runs must share to continue one another."""

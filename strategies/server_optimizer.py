@@ -1,22 +1,24 @@
 """An optax transformation applied at the server to the aggregated update (Reddi et al. 2021, Algorithm 2).
 
 The *pseudo-gradient* is minus the aggregated update. ``sgd(learning_rate=1.0, momentum=0.9)`` is FedAvgM,
-``adam`` FedAdam, ``yogi`` FedYogi, ``adagrad`` FedAdagrad. Only trainable arrays go through it: running
-statistics (``batch_stats/...``, ``state/...``) take the aggregated value as it is, because momentum
-would push a variance below zero.
+``adam`` FedAdam, ``yogi`` FedYogi, ``adagrad`` FedAdagrad. Only trainable arrays go through it: where a model
+has a collection ``params/...``, everything beside it (``batch_stats/...``, ``state/...``) takes the
+aggregated value as it is, because momentum would push a variance below zero.
 """
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fl_plugins.errors import ConfigTypeError
 from fl_plugins.pytrees import flatten_named, unflatten_named
 from fl_plugins.training import NamedArrays
 
 if TYPE_CHECKING:
     import optax
 
-_CARRIED = ("batch_stats/", "state/")
+_TRAINED = "params/"
 
 
 class ServerOptimizer:
@@ -26,6 +28,12 @@ class ServerOptimizer:
     """
 
     def __init__(self, transformation: "optax.GradientTransformation") -> None:
+        methods = [getattr(transformation, name, None) for name in ("init", "update")]
+        if not all(callable(method) for method in methods):
+            raise ConfigTypeError(
+                f"strategy: server_optimizer={transformation!r} is no optax GradientTransformation; give "
+                "one, for example optax.adam(0.01), or in a spec adam(learning_rate=0.01)."
+            )
         self._transformation = transformation
         self._state: Any = None
 
@@ -34,15 +42,29 @@ class ServerOptimizer:
         import jax
         import optax
 
-        trained = {key: _wide(value) for key, value in parameters.items() if not key.startswith(_CARRIED)}
+        trained = _trained(parameters)
         with jax.enable_x64(True):
             if self._state is None:
                 self._state = self._transformation.init(trained)
             pseudo_gradient = {key: -_wide(update[key]) for key in trained}
             steps, self._state = self._transformation.update(pseudo_gradient, self._state, trained)
             stepped = optax.apply_updates(trained, steps)
-        moved = {key: np.asarray(value) for key, value in stepped.items()}
-        return {key: moved.get(key, _wide(value) + _wide(update[key])) for key, value in parameters.items()}
+        carried = {
+            key: _wide(parameters[key]) + _wide(update[key]) for key in parameters.keys() - trained.keys()
+        }
+        return {key: np.asarray(stepped[key] if key in trained else carried[key]) for key in parameters}
+
+    def fingerprint(self) -> str:
+        """Return a hash of what the transformation does to a fixed sequence of gradients.
+
+        An optax transformation is a pair of closures that cannot be compared; two with other
+        hyperparameters behave otherwise.
+        """
+        probe = {_TRAINED + "probe": np.linspace(-1.0, 2.0, 7)}
+        optimizer = ServerOptimizer(self._transformation)
+        for scale in (1.0, -0.5, 2.0):
+            probe = optimizer.step(probe, {key: scale * np.cos(value) for key, value in probe.items()})
+        return hashlib.sha256(np.concatenate(list(probe.values())).tobytes()).hexdigest()[:16]
 
     def state(self) -> NamedArrays:
         """Return the optimizer state as named arrays; empty before the first step."""
@@ -61,9 +83,14 @@ class ServerOptimizer:
         if not state:
             self._state = None
             return
-        trained = {key: _wide(value) for key, value in parameters.items() if not key.startswith(_CARRIED)}
         with jax.enable_x64(True):
-            self._state = unflatten_named(state, self._transformation.init(trained))
+            self._state = unflatten_named(state, self._transformation.init(_trained(parameters)))
+
+
+def _trained(parameters: NamedArrays) -> NamedArrays:
+    """Return the trainable arrays: those of ``params/``, or all if the model names no such collection."""
+    named = any(key.startswith(_TRAINED) for key in parameters)
+    return {key: _wide(value) for key, value in parameters.items() if key.startswith(_TRAINED) or not named}
 
 
 def _wide(array: Any) -> Any:

@@ -33,6 +33,15 @@ class Aggregate:
 
 
 @runtime_checkable
+class CohortRule(Protocol):
+    """A rule that tolerates a part of the cohort: fixed when it is sampled, not by who answers."""
+
+    def for_cohort(self, n: int) -> "Aggregator":
+        """Return the rule for ``n`` sampled clients; raises ``PreconditionError`` as ``check``."""
+        ...
+
+
+@runtime_checkable
 class Aggregator(Protocol):
     """A rule: configuration only, called with the updates of one round."""
 

@@ -33,7 +33,8 @@ class TrimmedMean:
         f >= 0, the hostile clients to tolerate; needs ``n > 2f``.
     fraction : float, optional
         f as a fraction of the updates, in (0, 0.5): ``f = floor(fraction · n)``, of the decimal number as
-        written (0.29 of 100 is 29). It must trim something.
+        written (0.29 of 100 is 29). It must trim something. In a strategy n is the cohort that was
+        sampled, see :meth:`for_cohort`.
 
     Guarantees
     ----------
@@ -81,6 +82,15 @@ class TrimmedMean:
             return self.num_byzantine
         # The shortest decimal that reads back as this float is what the user wrote; 0.29 itself is < 0.29.
         return int(Decimal(repr(float(self.fraction or 0))) * n)
+
+    def for_cohort(self, n: int) -> "TrimmedMean":
+        """Return the rule that drops as many values as ``fraction`` of ``n`` sampled clients are.
+
+        A hostile client does not stay away: with 2 of 10 hostile and one honest one late, a fifth of the 9
+        replies would be 1.
+        """
+        self.check(n)
+        return TrimmedMean(num_byzantine=self.num_trimmed(n))
 
     def check(self, n: int) -> None:
         """Raise ``PreconditionError`` unless ``n > 2f`` and, for a fraction, ``f >= 1``."""

@@ -12,13 +12,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
 from ..checkpoints import Checkpoint, write_archive
-from ..errors import ConfigError, ContractError, FLPluginsError
+from ..errors import ConfigError, ContractError
 from ..records import from_named, to_named
 from ..registry import Kind, load_modules
 from ..run_options import EvaluateFn, ManagedStrategy, RunOptions, ignore_event
 from ..runlog.events import EventLog
 from ..seeds import derive_seed
-from ..spec import build
+from ..spec import build, parse
 from .config import RunConfig
 from .stack import ClientStack, client_stack
 
@@ -51,19 +51,27 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
         resume=config.resume,
-        identity={name: getattr(config, name) for name in ("strategy", "client", "task", "attack")},
+        identity={
+            name: _canonical(getattr(config, name)) for name in ("strategy", "client", "task", "attack")
+        },
         roll_call=True,
         emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
     )
     try:
         result = strategy.run(grid, initial, options)
-    except FLPluginsError as error:
-        if run_dir is not None and error.result is not None:
-            _keep_model(run_dir / FINAL_MODEL, error.result, config)
+    except Exception as error:
+        reached = getattr(error, "result", None)
+        if run_dir is not None and isinstance(reached, Result):
+            _keep_model(run_dir / FINAL_MODEL, reached, config)
         raise
     if run_dir is not None:
         _keep_model(run_dir / FINAL_MODEL, result, config)
     return result
+
+
+def _canonical(spec: str) -> str:
+    """Return a spec's one canonical text: ``fedavg`` and ``fedavg()`` are the same run."""
+    return str(parse(spec)) if spec.strip() else ""
 
 
 def _run_foreign(

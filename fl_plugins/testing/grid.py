@@ -29,7 +29,7 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     client_app : ClientApp or callable
-        Serves every node; a mapping from node id gives single nodes another one.
+        Serves every node.
     num_nodes : int
         Nodes have the ids ``1 .. num_nodes`` and the partitions ``0 .. num_nodes - 1``.
     run_config : Mapping, optional

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from fl_plugins.checkpoints import load_checkpoint
+
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -90,3 +92,25 @@ def test_a_client_whose_process_dies_does_not_end_the_run(flwr_run: Run, tmp_pat
     replies = {event["client"]: event["status"] for event in training}
     assert replies["0"] == "failed"
     assert "accepted" in replies.values()
+
+
+def test_a_resumed_run_ends_with_the_same_bits_as_an_undisturbed_one(flwr_run: Run, tmp_path: Path) -> None:
+    def final_model(folder: Path) -> dict[str, bytes]:
+        model = load_checkpoint(folder / "final_model.ckpt").arrays["model"]
+        return {key: value.tobytes() for key, value in model.items()}
+
+    # A sampled cohort of clients with node ids that Flower draws anew for every run.
+    given = {
+        "num_supernodes": 5,
+        "strategy": "trimmed_mean(num_byzantine=1, num_train_nodes=4, fraction_evaluate=0.0)",
+        "task": "digits(model='mlp')",
+        "seed": 3,
+    }
+    undisturbed = flwr_run(ROOT, **given, num_rounds=3, run_dir=str(tmp_path / "a"))
+    flwr_run(ROOT, **given, num_rounds=2, run_dir=str(tmp_path / "b"))
+    resumed = flwr_run(ROOT, **given, num_rounds=3, run_dir=str(tmp_path / "b"), resume=True)
+    assert (undisturbed.status, resumed.status) == ("finished:completed", "finished:completed"), (
+        resumed.output
+    )
+    assert _events(tmp_path / "b", "run_started")[-1]["resumed_from"] == 2
+    assert final_model(tmp_path / "a") == final_model(tmp_path / "b")

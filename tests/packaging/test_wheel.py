@@ -62,3 +62,18 @@ def test_wheel_runs_from_an_empty_folder_and_a_new_environment(wheel: Path, tmp_
     done = subprocess.run([python, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "num_byzantine=2" in done.stdout
+
+
+def test_the_core_imports_and_lists_without_any_extra() -> None:
+    script = (
+        "import sys\n"
+        "for extra in ('ray', 'flwr_datasets', 'datasets', 'hypothesis', 'pytest', 'build'):\n"
+        "    sys.modules[extra] = None\n"
+        "import fl_plugins, strategies, clients\n"
+        "import fl_plugins.apps.server_app, fl_plugins.apps.client_app, fl_plugins.testing\n"
+        "from fl_plugins.cli import main\n"
+        "sys.exit(main(['list', 'strategy']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "krum" in done.stdout

@@ -33,6 +33,16 @@ def _arrays(**changes: Any) -> ArrayRecord:
     return ArrayRecord({key: Array(value) for key, value in arrays.items()})
 
 
+def _absurd() -> ArrayRecord:
+    """Return a record whose empty array has a shape that NumPy cannot make."""
+    record = _arrays()
+    shape = (0, 2**31 - 1, 2**31 - 1, 2**31 - 1)
+    header = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117) + "\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    record["w"] = Array("float32", shape, "numpy.ndarray", data)
+    return record
+
+
 def _metrics(**changes: Any) -> MetricRecord:
     metrics = {**GOOD_METRICS, **{key.replace("_", "-"): value for key, value in changes.items()}}
     return MetricRecord({key: value for key, value in metrics.items() if value is not None})
@@ -78,6 +88,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "NaN or infinite",
     ),
     "overflow": (lambda: {"a": _arrays(w=np.full(3, 3e38, np.float32)), "m": _metrics()}, "overflows"),
+    "absurd empty shape": (lambda: {"a": _absurd(), "m": _metrics()}, "'w'"),
     "no examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=None)}, "missing"),
     "zero examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=0)}, "expected"),
     "negative examples": (lambda: {"a": _arrays(), "m": _metrics(num_examples=-9)}, "expected"),
@@ -136,6 +147,12 @@ def test_b9_an_extra_metric_is_averaged_over_those_that_report_it() -> None:
     assert result == {"loss": 2.0, "extra": 5.0}
 
 
-def test_lists_of_unequal_length_are_left_out() -> None:
-    result = mean_metrics([_with_metrics(h=[1.0, 2.0], g=[1.0]), _with_metrics(h=[1.0], g=[3.0])], [1.0, 1.0])
-    assert result == {"g": [2.0]}
+def test_one_liar_neither_removes_a_metric_by_its_shape_nor_adds_one() -> None:
+    honest = [_with_metrics(accuracy=0.5), _with_metrics(accuracy=0.7), _with_metrics(accuracy=0.9)]
+    liar = _with_metrics(accuracy=[0.5], own=9.9)
+    assert median_metrics([liar, *honest]) == {"accuracy": 0.7}
+    assert mean_metrics([liar, *honest], [1.0] * 4)["accuracy"] == pytest.approx(0.7)
+
+
+def test_a_number_is_preferred_to_a_list_when_as_many_report_either() -> None:
+    assert median_metrics([_with_metrics(h=[1.0]), _with_metrics(h=2.0)]) == {"h": 2.0}

@@ -217,11 +217,130 @@ def test_a_model_that_is_nan_for_every_client_has_diverged_and_is_not_retried(
 ) -> None:
     events = Events()
     options = RunOptions(num_rounds=3, timeout_s=5, seed=1, emit=events)
-    client = make_client(1.0, loss=float("nan"))
-    with InProcessGrid(client, 4) as grid, pytest.raises(DivergenceError, match="every reply has NaN"):
+    client = make_client(lambda _: float("nan"))
+    with InProcessGrid(client, 4) as grid, pytest.raises(DivergenceError, match="4 of 4 clients reply"):
         FedAvg().run(grid, initial, options)
     assert events.of("round_retried") == []
     assert events[-1]["kind"] == "DivergenceError"
+
+
+@pytest.mark.parametrize("lie", [{"delta": float("nan")}, {"delta": 1.0, "loss": float("nan")}])
+def test_one_broken_client_while_the_others_are_late_is_no_divergence(
+    lie: dict[str, float], initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    broken = make_client(**lie)
+    silent = (2, 3, 4, 5)
+    with pytest.raises(QuorumError, match="0 of 5"):
+        _run(FedAvg(max_attempts=1), broken, initial, silent=silent, timeout_s=0.2)
+
+
+def test_a_metric_that_is_nan_everywhere_is_no_divergence(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    with pytest.raises(QuorumError, match="0 of 5"):
+        _run(FedAvg(max_attempts=1), make_client(1.0, loss=float("nan")), initial)
+
+
+def test_a_wide_reply_that_does_not_fit_a_narrow_model_is_quarantined(
+    make_client: MakeClient, make_reply: Callable[..., Message]
+) -> None:
+    model = ArrayRecord({"w": Array(np.zeros(3, np.float16))})
+
+    def wide(message: Message, _: Context) -> Message:
+        return make_reply(message, {"w": np.full(3, 1e30, np.float32)}, {"num-examples": 1})
+
+    strategy = FedAvg(fraction_evaluate=0.0)
+    result, events = _run(strategy, make_client(1.0), model, overrides={2: wide}, num_rounds=1)
+    assert [event["node"] for event in events.of("reply") if event["status"] == "quarantined"] == [2]
+    np.testing.assert_array_equal(result.arrays["w"].numpy(), np.ones(3, np.float16))
+
+
+def test_trimmed_mean_by_fraction_trims_for_the_cohort_and_not_for_those_who_answered(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    hostile = make_client(1e9)
+    result, _ = _run(
+        TrimmedMean(fraction=0.2, fraction_evaluate=0.0),
+        make_client(1.0),
+        initial,
+        num_nodes=10,
+        overrides={1: hostile, 2: hostile},
+        silent=(10,),
+        timeout_s=0.3,
+        num_rounds=1,
+    )
+    np.testing.assert_array_equal(result.arrays["params/b"].numpy(), [2, 2])
+
+
+def test_a_retry_samples_another_cohort(initial: ArrayRecord) -> None:
+    def crash(_: Message, __: Context) -> Message:
+        raise RuntimeError("gone")
+
+    events = Events()
+    options = RunOptions(num_rounds=1, timeout_s=5, seed=1, emit=events)
+    with InProcessGrid(crash, 20) as grid, pytest.raises(QuorumError):
+        FedAvg(num_train_nodes=5, max_attempts=3).run(grid, initial, options)
+    cohorts = [tuple(event["sampled"]) for event in events.of("round_started")]
+    assert [event["attempt"] for event in events.of("round_started")] == [1, 2, 3]
+    assert len(set(cohorts)) == 3
+
+
+def test_a_fresh_run_never_mixes_its_checkpoints_with_an_earlier_runs(
+    initial: ArrayRecord, make_client: MakeClient, tmp_path: Path
+) -> None:
+    _run(FedAvg(), make_client(1.0), initial, checkpoint_dir=tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="resume=True"):
+        _run(FedAvg(), make_client(1.0), initial, checkpoint_dir=tmp_path, num_rounds=1)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("other", [optax.sgd(0.001, momentum=0.1), optax.adam(1.0)])
+def test_resume_refuses_another_server_optimizer(
+    other: Any, initial: ArrayRecord, make_client: MakeClient, tmp_path: Path
+) -> None:
+    def run(optimizer: Any, **options: Any) -> None:
+        strategy = FedAvg(server_optimizer=optimizer)
+        _run(strategy, make_client(1.0), initial, checkpoint_dir=tmp_path, **options)
+
+    run(optax.sgd(1.0, momentum=0.9))
+    run(optax.sgd(1.0, momentum=0.9), resume=True)
+    with pytest.raises(CheckpointError, match="rule="):
+        run(other, resume=True)
+
+
+def test_a_refused_resume_gives_no_result_that_could_overwrite_a_good_one(
+    initial: ArrayRecord, make_client: MakeClient, tmp_path: Path
+) -> None:
+    _run(FedAvg(), make_client(1.0), initial, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        _run(FedAvg(), make_client(1.0), initial, checkpoint_dir=tmp_path, resume=True, seed=99)
+    assert caught.value.result is None
+
+
+def test_an_error_in_evaluation_keeps_the_round_that_was_just_trained(
+    initial: ArrayRecord, make_client: MakeClient, tmp_path: Path
+) -> None:
+    def evaluate(number: int, _: ArrayRecord) -> None:
+        if number == 2:
+            raise ZeroDivisionError
+
+    options: dict[str, Any] = {"checkpoint_dir": tmp_path, "num_rounds": 3}
+    with pytest.raises(ZeroDivisionError) as caught:
+        _run(FedAvg(), make_client(1.0), initial, evaluate_fn=evaluate, **options)
+    reached = caught.value.result  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(reached.arrays["params/b"].numpy(), [3, 3])
+    resumed, _ = _run(FedAvg(), make_client(1.0), initial, resume=True, **options)
+    np.testing.assert_array_equal(resumed.arrays["params/b"].numpy(), [4, 4])
+
+
+def test_too_few_nodes_for_evaluation_do_not_end_a_run_that_trains(
+    initial: ArrayRecord, make_client: MakeClient
+) -> None:
+    strategy = FedAvg(num_train_nodes=3, num_evaluate_nodes=50)
+    result, events = _run(strategy, make_client(1.0), initial, timeout_s=0.3)
+    assert result.evaluate_metrics_clientapp == {}
+    assert events[-1]["event"] == "run_finished"
 
 
 def test_a_cohort_is_the_same_for_the_same_seed_and_another_for_another(
@@ -380,11 +499,36 @@ def test_resume_without_a_folder_is_refused() -> None:
         {"quorum": 1.1},
         {"max_attempts": 0},
         {"max_num_examples": 0},
+        {"num_train_nodes": 2.5},
+        {"max_attempts": 1.5},
+        {"min_train_nodes": True},
+        {"quorum": True},
+        {"quorum": float("nan")},
+        {"max_num_examples": float("nan")},
+        {"fraction_train": "0.5"},
+        {"server_optimizer": "adam"},
+        {"server_optimizer": optax.adam},
     ],
 )
 def test_options_out_of_range_are_refused_by_name_at_construction(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
         FedAvg(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_rounds": 2.5},
+        {"num_rounds": -1},
+        {"seed": "1"},
+        {"timeout_s": 0},
+        {"evaluate_every": 0},
+        {"checkpoint_dir": "somewhere"},
+    ],
+)
+def test_run_options_of_the_wrong_type_or_range_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        RunOptions(**{"num_rounds": 1, **options})
 
 
 def test_the_callers_config_is_not_changed(initial: ArrayRecord, make_client: MakeClient) -> None:
@@ -461,3 +605,11 @@ def test_the_strategy_itself_asks_the_rule_for_its_precondition_on_the_replies_t
     strategy = FederatedStrategy(_NeedsFour(), quorum=0.1, max_attempts=1)
     with pytest.raises(PreconditionError, match="n=3"):
         _run(strategy, make_client(1.0), initial, silent=(1, 2), timeout_s=0.2)
+
+
+def test_a_rule_without_repr_is_described_by_its_attributes() -> None:
+    class Plain(_NeedsFour):
+        def __init__(self, strength: float) -> None:
+            self.strength = strength
+
+    assert "Plain(strength=2.0)" in FederatedStrategy(Plain(2.0)).describe()

@@ -133,6 +133,13 @@ def test_state_of_another_model_is_refused() -> None:
         other.restore({"b": np.ones(2, np.float32)}, optimizer.state())
 
 
+def test_only_params_are_trained_where_a_model_names_them() -> None:
+    ones = {"params/w": np.ones(1), "ema/v": np.ones(1)}
+    stepped = ServerOptimizer(optax.sgd(5.0)).step(ones, ones)
+    assert (stepped["params/w"], stepped["ema/v"]) == (6.0, 2.0)
+    assert ServerOptimizer(optax.sgd(5.0)).step({"0": np.ones(1)}, {"0": np.ones(1)})["0"] == 6.0
+
+
 def test_running_statistics_bypass_the_optimizer_so_that_variances_stay_positive() -> None:
     optimizer = ServerOptimizer(optax.sgd(1.0, momentum=0.9))
     variance = {"params/w": np.ones(2, np.float32), "batch_stats/bn/var": np.full(2, 0.5, np.float32)}
