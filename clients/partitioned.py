@@ -53,7 +53,8 @@ class Partitioned:
     min_examples : int
         With ``dirichlet``, draw again until every client has as many.
     test_fraction : float
-        Share of all examples that no client gets, stratified by class; in [0, 1).
+        Share of all examples that no client gets, stratified by class; in [0, 1). With 0 there is no test
+        set.
     validation_fraction : float
         Share of each client's examples that it evaluates on instead of training; in [0, 1), rounded down.
     seed : int
@@ -111,9 +112,13 @@ class Partitioned:
         check_partition_id(partition_id, num_partitions, task=self.task)
         return self._client_data(partition_id, num_partitions)
 
-    def load_test(self) -> Dataset:
-        """Return the examples that no client has."""
-        return self._test
+    @property
+    def load_test(self) -> Callable[[], Dataset] | None:
+        """What returns the examples that no client has; ``None`` if ``test_fraction`` is 0.
+
+        It raises ``DataError`` if so small a fraction leaves no examples.
+        """
+        return self._load_test if self.test_fraction > 0 else None
 
     @functools.cached_property
     def _splits(self) -> tuple[Dataset, Dataset]:
@@ -136,6 +141,15 @@ class Partitioned:
     @property
     def _test(self) -> Dataset:
         return self._splits[1]
+
+    def _load_test(self) -> Dataset:
+        """Return the test set."""
+        if len(self._test) == 0:
+            raise DataError(
+                f"{self.task}: test_fraction={self.test_fraction!r} of {len(self._train)} examples, rounded "
+                "for each class, is none; raise it, or set it to 0 for no test set."
+            )
+        return self._test
 
     @functools.cached_property
     def _assignments(self) -> dict[int, list[Indices]]:

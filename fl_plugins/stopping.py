@@ -5,6 +5,7 @@ NaN is no progress: a metric that is NaN never reaches a target and never counts
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +13,12 @@ from typing import Literal
 from .errors import ConfigError
 from .registry import Kind, register
 
-Mode = Literal["max", "min"]
-"""Whether more is better (accuracy) or less (loss)."""
+Mode = Literal["auto", "max", "min"]
+"""Whether more is better (accuracy) or less (loss); ``auto`` knows by the metric's name."""
+
+LOWER_IS_BETTER = ("loss", "logloss", "error", "perplexity", "nll", "mae", "mse", "rmse")
+HIGHER_IS_BETTER = ("accuracy", "acc", "auc", "auroc", "f1", "f1_score", "precision", "recall", "r2")
+"""The names that ``auto`` knows; more may stand before them: ``last_epoch_loss``, ``val/accuracy``."""
 
 
 @register(Kind.STOPPER, "target")
@@ -26,9 +31,12 @@ class Target:
     metric : str
         Its name, for example ``accuracy``.
     value : float
-        The value to reach: at least, or at most if ``mode`` is ``min``.
-    mode : {"max", "min"}
-        Whether more is better, or less.
+        The value to reach: at least, or at most if less is better.
+    mode : {"auto", "max", "min"}
+        Whether more is better, or less. ``auto`` goes by the metric's name: less of ``loss``, ``logloss``,
+        ``error``, ``perplexity``, ``nll``, ``mae``, ``mse`` and ``rmse``; more of ``accuracy``, ``acc``,
+        ``auc``, ``auroc``, ``f1``, ``f1_score``, ``precision``, ``recall`` and ``r2``; also where a name
+        ends so (``last_epoch_loss``). It refuses any other name.
 
     Raises
     ------
@@ -38,12 +46,13 @@ class Target:
 
     metric: str
     value: float
-    mode: Mode = "max"
+    mode: Mode = "auto"
 
     def __post_init__(self) -> None:
-        _check("target", self.metric, self.mode)
+        _check_metric("target", self.metric)
         if not math.isfinite(self.value):
             raise ConfigError(f"target: value={self.value}, but a target must be finite.")
+        _sign("target", self.metric, self.mode)
 
     def should_stop(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> str | None:
         """Return why to stop, or ``None``; looks at all rounds, so that a late question has the same answer.
@@ -53,10 +62,10 @@ class Target:
         ConfigError
             If the metric is in none of the rounds; names those that are.
         """
-        sign = _sign(self.mode)
+        sign = _sign("target", self.metric, self.mode)
         for number, measured in _series("target", self.metric, history):
             if sign * measured >= sign * self.value:
-                relation = ">=" if self.mode == "max" else "<="
+                relation = ">=" if sign > 0 else "<="
                 return f"{self.metric} = {measured:g} {relation} {self.value:g} in round {number}"
         return None
 
@@ -74,8 +83,8 @@ class Plateau:
         How many evaluations without improvement end the run, >= 1.
     min_delta : float
         What counts as an improvement: more than this over the best so far; >= 0.
-    mode : {"max", "min"}
-        Whether more is better, or less.
+    mode : {"auto", "max", "min"}
+        Whether more is better, or less; ``auto`` goes by the metric's name, as in :class:`Target`.
 
     Raises
     ------
@@ -86,14 +95,15 @@ class Plateau:
     metric: str
     patience: int
     min_delta: float = 0.0
-    mode: Mode = "max"
+    mode: Mode = "auto"
 
     def __post_init__(self) -> None:
-        _check("plateau", self.metric, self.mode)
+        _check_metric("plateau", self.metric)
         if self.patience < 1:
             raise ConfigError(f"plateau: patience={self.patience}, but it must be >= 1.")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
             raise ConfigError(f"plateau: min_delta={self.min_delta}, but it must be finite and >= 0.")
+        _sign("plateau", self.metric, self.mode)
 
     def should_stop(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> str | None:
         """Return why to stop, or ``None``; looks at all rounds, so that a late question has the same answer.
@@ -103,7 +113,8 @@ class Plateau:
         ConfigError
             If the metric is in none of the rounds; names those that are.
         """
-        sign, best, best_round, stale = _sign(self.mode), -math.inf, None, 0
+        sign = _sign("plateau", self.metric, self.mode)
+        best, best_round, stale = -math.inf, None, 0
         for number, measured in _series("plateau", self.metric, history):
             if sign * measured > best + self.min_delta:
                 best, best_round, stale = sign * measured, number, 0
@@ -119,19 +130,43 @@ class Plateau:
         return None
 
 
-def _check(rule: str, metric: str, mode: str) -> None:
-    """Check what both rules share."""
+def _check_metric(rule: str, metric: str) -> None:
+    """Check that a metric is named."""
     if not metric:
         raise ConfigError(
             f"{rule}: metric={metric!r}, but it must be the name of a metric, such as 'accuracy'."
         )
-    if mode not in ("max", "min"):
-        raise ConfigError(f"{rule}: mode={mode!r}, but it must be 'max' or 'min'.")
 
 
-def _sign(mode: Mode) -> int:
-    """Return the factor that makes more better."""
-    return 1 if mode == "max" else -1
+def _sign(rule: str, metric: str, mode: Mode) -> int:
+    """Return the factor that makes more better, 1 or -1.
+
+    Raises
+    ------
+    ConfigError
+        If ``mode`` is none, or ``auto`` and the metric's name does not tell.
+    """
+    if mode not in ("auto", "max", "min"):
+        raise ConfigError(f"{rule}: mode={mode!r}, but it must be 'auto', 'max' or 'min'.")
+    if mode != "auto":
+        return 1 if mode == "max" else -1
+    for names, sign in ((LOWER_IS_BETTER, -1), (HIGHER_IS_BETTER, 1)):
+        if _ends_in(metric, names):
+            return sign
+    raise ConfigError(
+        f"{rule}: metric={metric!r}, but its name does not tell whether more of it is better; give "
+        "mode='max' or mode='min'."
+    )
+
+
+def _ends_in(metric: str, names: Sequence[str]) -> bool:
+    """Whether the last words of a metric's name are one of ``names``.
+
+    >>> [_ends_in(name, LOWER_IS_BETTER) for name in ("val/Loss", "last-epoch-loss", "gloss", "loss_ratio")]
+    [True, True, False, False]
+    """
+    words = re.sub(r"[^a-z0-9]+", "_", metric.lower())
+    return any(f"_{words}".endswith(f"_{name}") for name in names)
 
 
 def _series(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import datasets
 
 _READERS = {".csv": "from_csv", ".parquet": "from_parquet", ".json": "from_json", ".jsonl": "from_json"}
+_PATH_PREFIXES = ("./", "../", "/", "~")
 
 
 @register(Kind.TASK, "flwr_dataset")
@@ -67,7 +68,7 @@ def flwr_dataset(
     ConfigError
         If a parameter breaks its rule.
     DataError
-        If the data set has not the columns, or cannot be made arrays.
+        If there is no such data set or it cannot be loaded, has not the columns, or cannot be made arrays.
     PluginLoadError
         If the extra ``datasets`` is not installed.
     """
@@ -95,7 +96,15 @@ def flwr_dataset(
 
 
 def load_table(name: str, *, split: str, subset: str | None) -> "datasets.Dataset":
-    """Return one split as a table; local folders and files are read without a network."""
+    """Return one split as a table; local folders and files are read without a network.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder, file, split or data set on the hub, or the hub cannot be reached.
+    PluginLoadError
+        If the extra ``datasets`` is not installed.
+    """
     try:
         import datasets
         from flwr_datasets import FederatedDataset
@@ -120,7 +129,19 @@ def load_table(name: str, *, split: str, subset: str | None) -> "datasets.Datase
                 "Dataset.save_to_disk; convert it."
             )
         return getattr(datasets.Dataset, _READERS[path.suffix])(str(path))
-    return FederatedDataset(dataset=name, subset=subset, partitioners={}).load_split(split)
+    if name.startswith(_PATH_PREFIXES) or path.suffix in _READERS:
+        raise DataError(
+            f"flwr_dataset: there is no file or folder {name} (seen from {Path.cwd()}); correct the path, or "
+            "make it absolute."
+        )
+    try:
+        return FederatedDataset(dataset=name, subset=subset, partitioners={}).load_split(split)
+    except Exception as error:  # datasets, the hub's client and its HTTP library have no common error
+        raise DataError(
+            f"flwr_dataset: {name!r} (subset={subset!r}, split={split!r}) cannot be loaded from the Hugging "
+            f"Face hub: {type(error).__name__}: {' '.join(str(error).split())[:300]}; check the names and "
+            "the network, or give the path of a local copy."
+        ) from error
 
 
 def to_arrays(table: "datasets.Dataset", *, features: str, label: str) -> Dataset:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..checks import check_int, check_number
 from ..errors import ConfigError, ConfigTypeError
 
 RunConfigValue = bool | int | float | str
@@ -26,23 +27,30 @@ class RunConfig:
     plugins : str
         Modules to import first, comma-separated: plugins inside the app's own package.
     num_rounds : int
-        Rounds to run.
+        Rounds to run, >= 1.
     seed : int
-        Seed of everything that is drawn: initial parameters, cohorts, shuffling.
+        Seed of everything that is drawn: initial parameters, cohorts, shuffling; >= 0.
     stop : str
         Spec of a stopping rule; empty for none.
     evaluate_every : int
-        Evaluate after every so many rounds, and after the last.
+        Evaluate after every so many rounds, >= 1, and after the last.
     client_evaluation : bool
         Also evaluate on the clients' own validation data.
     round_timeout_s : float
-        Deadline of one exchange in seconds.
+        Deadline of one exchange in seconds, > 0.
     run_dir : str
         Folder for events, checkpoints and the final model; empty keeps nothing.
     checkpoint_every, keep_checkpoints : int
-        Save after every so many rounds; keep the newest so many.
+        Save after every so many rounds; keep the newest so many; both >= 1.
     resume : bool
         Continue from the newest checkpoint in ``run_dir``.
+
+    Raises
+    ------
+    ConfigTypeError
+        If a number has the wrong type.
+    ConfigError
+        If a value breaks its rule.
     """
 
     strategy: str = "fedavg"
@@ -99,8 +107,10 @@ class RunConfig:
                 raise ConfigError(
                     f"run config: {name} is empty, but a plugin must be named; see `fl-plugins list`."
                 )
-        if self.num_rounds < 1:
-            raise ConfigError(f"run config: num-rounds={self.num_rounds}, but a run has >= 1 round.")
+        for name in ("num_rounds", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
+            check_int("run config", _key(name), getattr(self, name), minimum=1)
+        check_int("run config", "seed", self.seed, minimum=0)
+        check_number("run config", "round-timeout-s", self.round_timeout_s, minimum=0, open_below=True)
 
 
 def _key(name: str) -> str:

@@ -48,4 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        place = "" if error.filename is None else f"{error.filename}: "
+        reason = error.strerror or f"{type(error).__name__}: {error}"
+        print(f"fl-plugins: {place}{' '.join(reason.split())}; check paths and permissions.", file=sys.stderr)
+        return 2
     return status

@@ -8,12 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fl_plugins.apps.config import RunConfig
 from fl_plugins.errors import ConfigError
 
 Value = bool | int | float | str
 
 NUM_SUPERNODES = 10
+
+_OURS = {
+    "run-dir": "say where a run is kept with --runs-dir and --name",
+    "resume": "continue a run with `fl-plugins simulate --name NAME --resume`",
+}
+"""Run-config keys that follow from options, and from which."""
 
 _PAIR = re.compile(r"""\s*([A-Za-z0-9_.-]+)=("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)(?=\s|$)""")
 
@@ -54,7 +59,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Value]:
     Raises
     ------
     ConfigError
-        If one is given twice, or ``--run-config`` does not parse.
+        If one is given twice or not a run's to choose, or ``--run-config`` does not parse.
     """
     options = {
         key: getattr(args, key.replace("-", "_"), None)
@@ -64,6 +69,10 @@ def overrides(args: argparse.Namespace) -> dict[str, Value]:
     for key, value in parse_run_config(args.run_config).items():
         if key in given:
             raise ConfigError(f"--run-config: {key} is also given as --{key}; give it once.")
+        if key in _OURS:
+            raise ConfigError(
+                f"--run-config: {key}={value!r}, but {key} is set by this command; {_OURS[key]}."
+            )
         given[key] = value
     return given
 
@@ -128,26 +137,6 @@ def declared_config(app_dir: Path) -> dict[str, Value]:
             f"--app {app_dir}: no [tool.flwr.app] in {path} ({type(error).__name__}: {error}); give the "
             "folder of a Flower App."
         ) from None
-
-
-def check_specs(run_config: Mapping[str, Value]) -> None:
-    """Build every plugin that the ready-made app would build: a mistake is found before anything starts.
-
-    Raises
-    ------
-    FLPluginsError
-        With what is wrong.
-    """
-    from fl_plugins.apps.stack import client_stack
-    from fl_plugins.registry import Kind, load_modules
-    from fl_plugins.spec import build
-
-    config = RunConfig.from_run_config(run_config)
-    load_modules(config.plugins)
-    build(Kind.STRATEGY, config.strategy)
-    if config.stop.strip():
-        build(Kind.STOPPER, config.stop)
-    client_stack(config)
 
 
 def _from_text(text: str) -> list[tuple[str, Any]]:

@@ -21,7 +21,8 @@ from fl_plugins.simulation.run_directory import check_folder, claimed, write_con
 from fl_plugins.simulation.session import EVENTS_FILE, RunRequest, load_bundle, run_app
 from fl_plugins.simulation.superlink import SuperLink, local_superlink
 
-from ._run_options import NUM_SUPERNODES, Value, check_keys, check_specs, declared_config
+from ._preflight import check_run
+from ._run_options import NUM_SUPERNODES, Value, check_keys, declared_config
 
 READY_MADE = "ready-made"
 
@@ -63,8 +64,9 @@ def plan_run(
     where = "the ready-made app" if app is None else str(app)
     check_keys(given, declared, where=where)
     run_config = {**declared, **given}
+    num_supernodes = NUM_SUPERNODES if args.num_supernodes is None else args.num_supernodes
     if app is None:
-        check_specs(run_config)
+        check_run(run_config, num_supernodes=num_supernodes)
     if resume and "resume" not in declared:
         raise ConfigError(f"--resume: {where} declares no run-config key 'resume', so it cannot be told to.")
     ours: dict[str, Value] = {"run-dir": str(folder.resolve()), "resume": resume}
@@ -73,7 +75,7 @@ def plan_run(
         bundle=_bundle(app),
         run_config=sent,
         run_dir=folder,
-        num_supernodes=NUM_SUPERNODES if args.num_supernodes is None else args.num_supernodes,
+        num_supernodes=num_supernodes,
         client_cpus=1 if args.client_cpus is None else args.client_cpus,
         client_gpus=0.0 if args.client_gpus is None else args.client_gpus,
     )

@@ -1,6 +1,7 @@
 """``fl-plugins list`` and ``fl-plugins show``: which plugins there are, and what one of them takes."""
 
 import argparse
+import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -82,7 +83,7 @@ def _find(name: str, kind: Kind | None) -> list[Entry]:
     Raises
     ------
     UnknownPluginError
-        If there are none.
+        If there are none; names the nearest ones.
     """
     owner, _, bare = name.rpartition(":")
     entries = [
@@ -94,8 +95,10 @@ def _find(name: str, kind: Kind | None) -> list[Entry]:
     if not entries:
         if kind is not None:
             load(kind, name)  # raises, with the nearest names
-        known = ", ".join(dict.fromkeys(sorted(entry.name for entry in available())))
-        raise UnknownPluginError(f"no plugin is called {name!r}; available: {known}.")
+        known = sorted({entry.name for entry in available()})
+        near = difflib.get_close_matches(normalize_name(bare).lower(), known, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?; " if near else ""
+        raise UnknownPluginError(f"no plugin is called {name!r}; {hint}available: {', '.join(known)}.")
     return entries
 
 

@@ -56,17 +56,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recall(args: argparse.Namespace, given: dict[str, Value], folder: Path) -> dict[str, Value]:
-    """Take up the options that the run had, where the command line gives no others; return its run config."""
-    from fl_plugins.simulation.run_directory import check_folder, read_config
+    """Take up the options that the run had, where the command line gives no others; return its run config.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run, or the command line asks for another one.
+    """
+    from fl_plugins.simulation.run_directory import (
+        IDENTITY_KEYS,
+        check_folder,
+        check_same_run,
+        read_config,
+    )
 
     from ._runs import READY_MADE
 
     check_folder(folder, resume=True)
     saved = read_config(folder)
     ran = saved.get("run", {})
+    had = {**saved.get("run-config", {}), "num-supernodes": ran.get("num-supernodes", args.num_supernodes)}
+    asked = given if args.num_supernodes is None else {**given, "num-supernodes": args.num_supernodes}
+    check_same_run(folder, had, asked)
+    if args.app is not None and ran.get("app") == READY_MADE:
+        raise ConfigError(
+            f"{folder}: cannot be resumed with --app, for it runs the ready-made app; leave it out."
+        )
     for option in ("num_supernodes", "client_cpus", "client_gpus"):
         if getattr(args, option) is None:
             setattr(args, option, ran.get(option.replace("_", "-")))
     if args.app is None and ran.get("app", READY_MADE) != READY_MADE:
         args.app = Path(ran["app"])
-    return {**saved.get("run-config", {}), **given}
+    # A spec keeps the text that it had: an app of one's own may compare texts.
+    kept = {key: value for key, value in had.items() if key in IDENTITY_KEYS and key != "num-supernodes"}
+    return {**saved.get("run-config", {}), **given, **kept}

@@ -74,7 +74,7 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
         case "round_started":
             fresh = ProgressState(num_rounds=state.num_rounds, done=state.done, seconds=state.seconds)
             return replace(fresh, round=event["round"], sampled=len(event["sampled"])), []
-        case "missing":
+        case "missing" if event["clients"]:
             names = _name_clients([str(name) for name in event["clients"]])
             return state, [f"  {names} did not answer in time ({event['phase']})"]
         case "round_retried":

@@ -34,7 +34,7 @@ class RunSummary:
     best : dict[str, float]
         The highest value of each metric of which higher is better.
     quarantined : int
-        Replies put aside, over all rounds.
+        Training replies put aside, over all rounds.
     seconds : float
         From the first event to the last; the time between a kill and a resume is not counted.
     """
@@ -67,7 +67,7 @@ def summarize(events: Sequence[Event], *, strategy: str = "?") -> RunSummary:
                 strategy, outcome = str(event["strategy"] or strategy), "unfinished"
             case "round_started" if event["attempt"] == 1:
                 quarantined[event["round"]] = 0
-            case "reply" if event["status"] == "quarantined":
+            case "reply" if event["phase"] == "train" and event["status"] == "quarantined":
                 quarantined[event["round"]] = quarantined.get(event["round"], 0) + 1
             case "evaluated":
                 evaluated[event["where"]][event["round"]] = _scalars(event["metrics"])

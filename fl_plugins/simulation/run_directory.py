@@ -20,13 +20,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fl_plugins.errors import ConfigError
+from fl_plugins.errors import ConfigError, SpecError
+from fl_plugins.spec import parse
 
 from .app_template import Value, to_toml
 from .session import EVENTS_FILE
 
 CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
+SPEC_KEYS = ("strategy", "client", "task", "attack")
+IDENTITY_KEYS = (*SPEC_KEYS, "seed", "num-supernodes")
+"""What a run is: a run that is resumed has the same. Rounds, stopping, evaluation and timeouts may change."""
+
 PACKAGES = ("fl-plugins", "flwr", "ray", "jax", "flax", "optax", "numpy")
 
 
@@ -91,6 +96,43 @@ def read_config(folder: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"{path}: cannot be read ({error}); give the options anew and another --name."
         ) from None
+
+
+def check_same_run(folder: Path, saved: Mapping[str, Value], given: Mapping[str, Value]) -> None:
+    """Refuse to resume a run as another one; specs are compared as plugins and arguments, not as text.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder, for the message.
+    saved, given : Mapping[str, Value]
+        What the run had, and what is asked for now; keys that are in one only are not compared.
+
+    Raises
+    ------
+    ConfigError
+        Naming every one of :data:`IDENTITY_KEYS` that differs.
+    """
+    changed = [
+        f"{key}={given[key]!r} (it has {saved[key]!r})"
+        for key in IDENTITY_KEYS
+        if key in saved and key in given and _canonical(key, saved[key]) != _canonical(key, given[key])
+    ]
+    if changed:
+        raise ConfigError(
+            f"{folder}: cannot be resumed with {', '.join(changed)}, for that would be another run; leave it "
+            "out to continue this one, or give another --name and no --resume."
+        )
+
+
+def _canonical(key: str, value: Value) -> Value:
+    """Return a value in the form in which equal ones are equal; an app of one's own may have no specs."""
+    if key not in SPEC_KEYS or not isinstance(value, str):
+        return value
+    try:
+        return str(parse(value))
+    except SpecError:
+        return value.strip()
 
 
 def installed_versions() -> dict[str, str]:

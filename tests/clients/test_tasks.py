@@ -75,6 +75,16 @@ def test_the_test_set_does_not_depend_on_how_examples_are_dealt():
     )
 
 
+@pytest.mark.parametrize("make", [digits, breast_cancer])
+def test_without_a_test_fraction_there_is_no_test_set(make):
+    task = make(test_fraction=0.0)
+    assert task.load_test is None
+    assert make(test_fraction=0.1).load_test is not None
+    # Of at most 357 examples of a class.
+    with pytest.raises(DataError, match=r"test_fraction=0.001 of \d+ examples.*is none; raise it"):
+        make(test_fraction=0.001).load_test()
+
+
 @pytest.mark.parametrize("partition_id", [-1, 10, 11])
 def test_a_partition_that_does_not_exist_is_an_error_with_its_number(partition_id):
     with pytest.raises(DataError, match=f"partition_id={partition_id} must be between 0 and .* = 9"):
@@ -136,6 +146,44 @@ def test_the_extra_is_named_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(PluginLoadError, match=r"'fl-plugins\[datasets\]'"):
         load_table("ylecun/mnist", split="train", subset=None)
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    "name",
+    ["table.csv", "data/table.parquet", "t.json", "t.jsonl", "./folder", "../folder", "/no/folder", "~/no/x"],
+)
+def test_a_path_to_nothing_is_refused_without_asking_the_hub(name, monkeypatch):
+    import flwr_datasets
+
+    from clients.tasks.flwr_dataset import load_table
+
+    monkeypatch.setattr(flwr_datasets, "FederatedDataset", lambda **_: pytest.fail("the hub was asked"))
+    with pytest.raises(DataError, match=f"no file or folder {name}"):
+        load_table(name, split="train", subset=None)
+
+
+@needs_datasets
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no\nroute"), ValueError("Unknown split"), FileNotFoundError("404")]
+)
+def test_what_the_hub_answers_is_told_in_one_line_with_what_to_do(error, monkeypatch):
+    import flwr_datasets
+
+    from clients.tasks.flwr_dataset import load_table
+
+    class Hub:
+        def __init__(self, **names):
+            assert names["dataset"] == "ylecun/mnist"
+
+        def load_split(self, split):
+            raise error
+
+    monkeypatch.setattr(flwr_datasets, "FederatedDataset", Hub)
+    with pytest.raises(DataError, match=r"'ylecun/mnist' .*check the names and the network") as caught:
+        load_table("ylecun/mnist", split="train", subset=None)
+    assert type(error).__name__ in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @needs_datasets
@@ -202,6 +250,7 @@ class TestLocalDatasets:
         (tmp_path / "table.csv").write_text("\n".join(["a,b,outcome", *lines]))
         name = str(tmp_path / "table.csv")
         task = flwr_dataset(name, features=features, label="outcome", model="mlp", test_fraction=0.0)
+        assert task.load_test is None
         data = task.load_partition(0, 1)
         assert data.train.x.shape == (27, 2)
         assert set(data.train.y) == {0, 1}

@@ -100,7 +100,7 @@ def test_show_prints_parameters_documentation_paper_and_contract(install, capsys
         "  None.",
         "  paper: Nobody 2020, Section 3",
         "  needs: only their sum",
-        "  weights: claimed num-examples",
+        "  weights: examples",
         "  parameters:",
         "    level: int (required)",
         "        How much.",
@@ -145,7 +145,14 @@ def test_an_unknown_name_is_one_line_on_stderr_and_exit_2(arguments, capsys):
     assert captured.out == ""
     assert captured.err.startswith("fl-plugins: no ")
     assert captured.err.count("\n") == 1
-    assert "krum" in captured.err
+    assert "did you mean krum" in captured.err
+
+
+def test_show_suggests_nothing_for_a_name_that_is_like_none(capsys):
+    assert main(["show", "zzzz"]) == 2
+    captured = capsys.readouterr()
+    assert "did you mean" not in captured.err
+    assert "krum" in captured.err, "all names are listed"
 
 
 def test_a_wrong_command_line_is_exit_2(capsys):

@@ -52,6 +52,36 @@ def test_plateau_goes_on_while_a_loss_falls():
     assert "best: 0.1 in round 15" in rule.should_stop(history([0.9, 0.5, 0.4, 0.1, 0.2]))
 
 
+LOSSES = ["loss", "val_loss", "last_epoch_loss", "eval/Loss", "top1-error", "perplexity", "rmse"]
+GAINS = ["accuracy", "test_accuracy", "AUC", "macro-f1", "f1_score", "top5/acc"]
+
+
+@pytest.mark.parametrize(("metric", "mode"), [*((m, "min") for m in LOSSES), *((m, "max") for m in GAINS)])
+def test_a_known_name_says_whether_more_is_better(metric, mode):
+    better, worse = (0.1, 0.9) if mode == "min" else (0.9, 0.1)
+    improving, worsening = history([worse, 0.5, better], metric), history([better, 0.5, worse], metric)
+    rule = build(Kind.STOPPER, f"plateau(metric='{metric}', patience=2)")
+    assert rule.should_stop(improving) is None
+    assert rule.should_stop(worsening)
+    rule = build(Kind.STOPPER, f"target(metric='{metric}', value={better})")
+    assert rule.should_stop(improving[:2]) is None
+    assert rule.should_stop(improving)
+
+
+@pytest.mark.parametrize("metric", ["gloss", "loss_ratio", "accuracyless", "score", "mirror"])
+def test_an_unknown_name_needs_a_mode(metric):
+    for mode in ("max", "min"):
+        assert Plateau(metric=metric, patience=1, mode=mode).should_stop(history([1, 1], metric))
+    with pytest.raises(ConfigError, match="give mode='max' or mode='min'"):
+        Plateau(metric=metric, patience=1)
+    with pytest.raises(ConfigError, match="give mode='max' or mode='min'"):
+        Target(metric=metric, value=1.0)
+
+
+def test_the_mode_that_is_given_counts_whatever_the_name():
+    assert Plateau(metric="loss", patience=2, mode="max").should_stop(history([3.0, 2.0, 1.0], "loss"))
+
+
 RULES = [
     Target(metric="accuracy", value=0.75),
     Target(metric="accuracy", value=0.25, mode="min"),
@@ -108,6 +138,11 @@ def test_rounds_that_lack_the_metric_are_left_out():
         ("target(metric='', value=1)", "target: metric=''"),
         ("target(metric='a', value=1e999)", "target: value=inf"),
         ("target(metric='a', value=1, mode='up')", "mode='up'"),
+        ("target(metric='gain', value=1)", "target: metric='gain', but its name does not tell.*mode='max'"),
+        (
+            "plateau(metric='gain', patience=1)",
+            "plateau: metric='gain', but its name does not tell.*mode='max'",
+        ),
         ("plateau(metric='a', patience=0)", "plateau: patience=0, but it must be >= 1"),
         ("plateau(metric='a', patience=1, min_delta=-0.1)", "plateau: min_delta=-0.1"),
         ("plateau(metric='a', patience=1, min_delta=1e999)", "plateau: min_delta=inf"),
@@ -119,7 +154,7 @@ def test_parameters_are_checked_when_the_rule_is_built(spec, message):
 
 
 def test_a_wrong_mode_from_python_is_refused_too():
-    with pytest.raises(ConfigError, match="mode='up', but it must be 'max' or 'min'"):
+    with pytest.raises(ConfigError, match="mode='up', but it must be 'auto', 'max' or 'min'"):
         Target(metric="a", value=1.0, mode="up")
     with pytest.raises(ConfigTypeError, match="patience="):
         build(Kind.STOPPER, "plateau(metric='a', patience=2.5)")

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 
 from fl_plugins.cli import _runs, main
+from fl_plugins.cli._preflight import check_cohorts
 from fl_plugins.cli.compare import split_specs
 from fl_plugins.errors import RunFailedError, SpecError
 from fl_plugins.runlog.events import EventLog
@@ -69,12 +70,71 @@ def run(tmp_path, *arguments):
         (["--resume"], "--resume needs --name"),
         (["--resume", "--name", "x"], "there is no run to resume"),
         (["--app", "/nowhere"], "no [tool.flwr.app]"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--run-config", "evaluate-every=0"], "evaluate-every=0"),
+        (["--run-config", "checkpoint-every=0"], "checkpoint-every=0"),
+        (["--run-config", "keep-checkpoints=-3"], "keep-checkpoints=-3"),
+        (["--run-config", "round-timeout-s=0"], "round-timeout-s=0"),
+        (["--run-config", "round-timeout-s=nan"], "round-timeout-s=nan"),
+        (["--run-config", "run-dir='x'"], "--runs-dir and --name"),
+        (["--run-config", "resume=true"], "--name NAME --resume"),
+        (["--run-config", "stop=\"plateau(metric='gain', patience=3)\""], "mode='max' or mode='min'"),
     ],
 )
 def test_simulate_refuses_before_anything_is_started(tmp_path, no_flower, capsys, arguments, message):
     assert run(tmp_path, "simulate", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_supernodes", "strategy", "message"),
+    [
+        (1, "fedavg", "waits for 2 nodes to train; give --num-supernodes 2"),
+        (10, "krum(num_byzantine=4)", "num_byzantine=4 needs n >= 2f+3 = 11"),
+        (10, "krum(num_byzantine=2, fraction_train=0.5)", "gives cohorts of 5"),
+        (4, "trimmed_mean(fraction=0.2)", "gives cohorts of 4. trimmed_mean: fraction=0.2"),
+        (10, "fedavg(num_train_nodes=11)", "waits for 11 nodes to train"),
+        (10, "median(min_available_nodes=12)", "waits for 12 nodes to train"),
+        (10, "median(min_evaluate_nodes=13)", "waits for 13 nodes to evaluate"),
+    ],
+)
+def test_too_few_nodes_are_refused_at_once_and_not_waited_for(
+    tmp_path, no_flower, capsys, num_supernodes, strategy, message
+):
+    options = ["--num-supernodes", str(num_supernodes)]
+    assert run(tmp_path, "simulate", "--strategy", strategy, *options) == 2
+    assert message in capsys.readouterr().err
+    assert run(tmp_path, "compare", "--strategies", f"fedavg(min_train_nodes=1); {strategy}", *options) == 2
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [
+        ("krum(num_byzantine=4)", ["--num-supernodes", "11"]),
+        ("krum(num_byzantine=4, fraction_train=0.0)", []),
+        ("median(min_evaluate_nodes=13)", ["--run-config", "client-evaluation=false"]),
+        ("median(num_evaluate_nodes=13, fraction_evaluate=0.0)", []),
+        ("median(min_available_nodes=12, fraction_train=0.0, fraction_evaluate=0.0)", []),
+    ],
+)
+def test_a_phase_that_is_left_out_needs_no_nodes(tmp_path, flower, strategy, more):
+    assert run(tmp_path, "simulate", "--strategy", strategy, *more) == 0
+
+
+def test_a_strategy_that_does_not_say_what_it_needs_is_not_asked():
+    check_cohorts(object(), spec="theirs", num_supernodes=1, phases=("train", "evaluate"))
+
+
+@pytest.mark.parametrize("command", [["simulate"], ["compare", "--strategies", "fedavg"]])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, no_flower, capsys, command):
+    (tmp_path / "runs").write_text("a file")
+    assert run(tmp_path, *command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"fl-plugins: {tmp_path / 'runs'}")
+    assert "Not a directory" in error
+    assert error.count("\n") == 1
 
 
 def test_compare_checks_every_strategy_before_the_first_one_is_run(tmp_path, no_flower, capsys):
@@ -129,18 +189,63 @@ def test_resume_takes_up_what_the_run_had_except_what_is_given_now(tmp_path, flo
         "--num-rounds",
         "1",
         "--num-supernodes",
-        "4",
+        "5",
         "--seed",
         "3",
     ]
     assert run(tmp_path, "simulate", "--name", "a", *first) == 0
     assert run(tmp_path, "simulate", "--name", "a", "--resume", "--num-rounds", "7") == 0
     request = flower[4]
-    assert request.num_supernodes == 4
+    assert request.num_supernodes == 5
     assert request.run_config["resume"] is True
     assert request.run_config["num-rounds"] == 7
     assert request.run_config["seed"] == 3
     assert request.run_config["strategy"] == "trimmed_mean(fraction=0.2)"
+
+
+HAD = ["--strategy", "krum(num_byzantine=2)", "--attack", "sign_flip(num_byzantine=1)", "--num-rounds", "1"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--strategy", "median"], "strategy='median' (it has 'krum(num_byzantine=2)')"),
+        (["--client", "supervised(local_epochs=2)"], "client='supervised(local_epochs=2)'"),
+        (["--task", "breast_cancer"], "task='breast_cancer'"),
+        (["--attack", ""], "attack=''"),
+        (["--seed", "1"], "seed=1 (it has 0)"),
+        (["--num-supernodes", "8"], "num-supernodes=8 (it has 10)"),
+        (["--run-config", "strategy='median' seed=2"], "seed=2 (it has 0)"),
+        (["--app", "."], "cannot be resumed with --app"),
+    ],
+)
+def test_resume_as_another_run_is_refused_and_the_run_can_still_be_resumed(
+    tmp_path, flower, capsys, option, message
+):
+    assert run(tmp_path, "simulate", "--name", "a", *HAD) == 0
+    config = tmp_path / "runs" / "a" / "config.toml"
+    before, made = config.read_bytes(), len(flower)
+    assert run(tmp_path, "simulate", "--name", "a", "--resume", *option) == 2
+    assert message in capsys.readouterr().err
+    assert config.read_bytes() == before
+    assert len(flower) == made, "nothing was started"
+    assert run(tmp_path, "simulate", "--name", "a", "--resume") == 0
+    assert flower[-2].run_config["strategy"] == "krum(num_byzantine=2)"
+
+
+def test_resume_takes_other_spellings_of_the_same_run_and_other_lengths(tmp_path, flower):
+    assert run(tmp_path, "simulate", "--name", "a", *HAD) == 0
+    same = ["--strategy", "krum( num-byzantine = 2 )", "--client", "supervised()", "--num-supernodes", "10"]
+    changed = "evaluate-every=2 round-timeout-s=5.0 stop=\"target(metric='accuracy', value=1)\""
+    resumed = run(
+        tmp_path, "simulate", "--name", "a", "--resume", *same, "--num-rounds", "3", "--run-config", changed
+    )
+    assert resumed == 0
+    assert flower[-2].run_config["num-rounds"] == 3
+    assert flower[-2].run_config["strategy"] == "krum(num_byzantine=2)", "as the checkpoint has it"
+    saved = read_config(tmp_path / "runs" / "a")["run-config"]
+    assert (saved["num-rounds"], saved["evaluate-every"]) == (3, 2)
+    assert saved["strategy"] == "krum(num_byzantine=2)"
 
 
 def test_a_resumed_run_that_does_not_start_has_failed_although_it_once_finished(

@@ -77,6 +77,7 @@ def test_clients_that_fail_or_do_not_answer_are_named_with_the_reason():
     retried = event("round_retried", round=1, attempt=1, reason="1 of 4 replies are usable")
     assert lines_of([failed, TICK]) == ["  client 4 failed (evaluate): Traceback boom"]
     assert advance(state, missing)[1] == ["  clients 2, 3 did not answer in time (train)"]
+    assert advance(state, event("missing", phase="train", clients=[]))[1] == []
     assert advance(state, retried)[1] == ["  round 1, attempt 1: 1 of 4 replies are usable"]
     assert advance(state, event("run_failed", error="QuorumError: none"))[1] == ["failed: QuorumError: none"]
 

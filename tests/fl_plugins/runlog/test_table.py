@@ -17,6 +17,9 @@ def rounds(first, last, start, *, accuracy=0.5, refused=0):
         yield event("round_started", time, round=number, attempt=1, sampled=[])
         for _ in range(refused):
             yield event("reply", time, round=number, phase="train", status="quarantined")
+        # Not counted: replies to evaluation, and others than quarantined ones.
+        yield event("reply", time, round=number, phase="evaluate", status="quarantined")
+        yield event("reply", time, round=number, phase="train", status="failed")
         yield event("evaluated", time, round=number, where="clients", metrics={"accuracy": 0.0})
         metrics = {"accuracy": accuracy + number / 100, "loss": 1 / number, "per_class": [1.0]}
         yield event("evaluated", time, round=number, where="server", metrics=metrics)

@@ -1,0 +1,72 @@
+"""What can be known of a run of the ready-made app before a process is started."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fl_plugins.aggregation.core import Aggregator, CohortRule
+from fl_plugins.apps.config import RunConfig
+from fl_plugins.apps.stack import client_stack
+from fl_plugins.errors import ConfigError, PreconditionError
+from fl_plugins.registry import Kind, load_modules
+from fl_plugins.spec import build
+
+from ._run_options import Value
+
+
+def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
+    """Build every plugin that the app would build, and ask whether there are nodes enough.
+
+    Raises
+    ------
+    FLPluginsError
+        With what is wrong.
+    """
+    config = RunConfig.from_run_config(run_config)
+    load_modules(config.plugins)
+    strategy = build(Kind.STRATEGY, config.strategy)
+    if config.stop.strip():
+        build(Kind.STOPPER, config.stop)
+    check_cohorts(
+        strategy,
+        spec=config.strategy,
+        num_supernodes=num_supernodes,
+        phases=("train", "evaluate") if config.client_evaluation else ("train",),
+    )
+    client_stack(config)
+
+
+def check_cohorts(strategy: Any, *, spec: str, num_supernodes: int, phases: tuple[str, ...]) -> None:
+    """Refuse nodes so few that a round would wait for more, or that the rule cannot work with.
+
+    A strategy that is not built like ours does not say what it needs: nothing is checked.
+
+    Raises
+    ------
+    ConfigError
+        If a cohort needs more nodes than there are.
+    PreconditionError
+        If the rule needs more updates than a cohort gives.
+    """
+    settings = getattr(strategy, "settings", None)
+    cohort_size = getattr(settings, "cohort_size", None)
+    if not callable(cohort_size):
+        return
+    sizes = {phase: cohort_size(phase, num_supernodes) for phase in phases}
+    for phase, size in sizes.items():
+        needed = max(size, getattr(settings, "min_available_nodes", 1))
+        if size > 0 and num_supernodes < needed:
+            raise ConfigError(
+                f"simulate: num_supernodes={num_supernodes}, but {spec} waits for {needed} nodes to {phase}; "
+                f"give --num-supernodes {needed} or more, or lower min_{phase}_nodes, num_{phase}_nodes or "
+                "min_available_nodes in the strategy's spec."
+            )
+    rule = getattr(strategy, "aggregator", None)
+    if sizes["train"] > 0 and isinstance(rule, Aggregator):
+        try:
+            rule = rule.for_cohort(sizes["train"]) if isinstance(rule, CohortRule) else rule
+            rule.check(sizes["train"])
+        except PreconditionError as error:
+            raise PreconditionError(
+                f"simulate: num_supernodes={num_supernodes} gives cohorts of {sizes['train']}. {error} More "
+                "nodes come with --num-supernodes."
+            ) from None
