@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from flwr.app import Message
@@ -15,7 +16,7 @@ from fl_plugins.run_options import Emit
 from fl_plugins.training import NamedArrays
 
 from .options import Settings
-from .replies import ClientReply, NonFiniteReplyError, read_reply
+from .replies import ClientReply, NonFiniteReplyError, Range, float_ranges, read_reply
 from .roster import name_order
 
 logger = logging.getLogger("flwr.fl_plugins")
@@ -55,6 +56,11 @@ class Cohort:
     messages: Sequence[Message]
     started: float
 
+    @cached_property
+    def _ranges(self) -> dict[str, Range]:
+        """The ranges of the parameters that were sent."""
+        return float_ranges(self.base)
+
     def sender(self, reply: Message) -> int:
         """Return the node that a reply comes from (Flower's own error replies name the message only)."""
         asked = {
@@ -81,6 +87,7 @@ class Cohort:
                     message,
                     client,
                     base=self.base if self.phase == "train" else None,
+                    ranges=self._ranges,
                     layout=self.layout,
                     examples_key=settings.weighted_by_key,
                     examples_required=weighted,

@@ -15,6 +15,10 @@ class StrategyOptions(TypedDict, total=False):
     ----------
     server_optimizer : optax.GradientTransformation, optional
         Applied at the server to the aggregated update, for example ``sgd(learning_rate=1.0, momentum=0.9)``.
+    fallback : Aggregator, optional
+        A rule with a weaker precondition, for example ``median()``, that stands in for a round in which fewer
+        replies than the strategy's own rule needs are usable; the event log says so. Without it, see
+        ``on_shortfall``.
     """
 
     fraction_train: float
@@ -27,7 +31,9 @@ class StrategyOptions(TypedDict, total=False):
     quorum: float
     max_attempts: int
     max_num_examples: int
+    on_shortfall: Literal["retry", "raise"]
     server_optimizer: Annotated[Any, PluginKind(Kind.OPTIMIZER)]
+    fallback: Annotated[Any, PluginKind(Kind.AGGREGATOR)]
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str
@@ -52,6 +58,9 @@ class Settings:
         Part of the sampled nodes, in ``(0, 1]``, whose training replies must be usable.
     max_attempts : int
         How often a round without quorum is tried in all before the run ends.
+    on_shortfall : str
+        What to do with a round that has too few usable replies, for the quorum or for the rule's
+        precondition: ``"retry"`` it with a new cohort, up to ``max_attempts`` times, or ``"raise"`` at once.
     max_num_examples : int
         Largest claimed number of examples that is believed; a larger claim is quarantined.
     weighted_by_key : str
@@ -69,6 +78,7 @@ class Settings:
     min_available_nodes: int = 2
     quorum: float = 0.5
     max_attempts: int = 3
+    on_shortfall: Literal["retry", "raise"] = "retry"
     max_num_examples: int = 10_000_000
     weighted_by_key: str = NUM_EXAMPLES
     arrayrecord_key: str = ARRAYS
@@ -87,6 +97,11 @@ class Settings:
                 raise ConfigError(f"strategy: {name}={getattr(self, name)}, but it must be >= 1.")
         if not 0.0 < self.quorum <= 1.0:
             raise ConfigError(f"strategy: quorum={self.quorum}, but it is a part of the cohort in (0, 1].")
+        if self.on_shortfall not in ("retry", "raise"):
+            raise ConfigError(
+                f"strategy: on_shortfall={self.on_shortfall!r}, but it is 'retry' or 'raise'; a rule that "
+                "stands in is given as fallback."
+            )
         if self.max_num_examples < 1:
             raise ConfigError(f"strategy: max_num_examples={self.max_num_examples}, but it must be >= 1.")
 
