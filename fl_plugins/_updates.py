@@ -73,21 +73,27 @@ class UpdateRows:
         for start in range(0, d, max_columns):
             stop = min(start + max_columns, d)
             block: NDArray[Any] = np.empty((n, stop - start), self._dtype)
-            self._subtract_into(block, start, stop)
+            self.read_into(start, block)
             yield slice(start, stop), block
 
-    def _subtract_into(self, block: NDArray[Any], start: int, stop: int) -> None:
-        """Fill ``block`` with columns ``start:stop``, which may span several arrays."""
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Fill ``out`` with columns ``start:start + b`` of all rows, or of some in the order given.
+
+        The columns may span several arrays. Several threads may read at once.
+        """
+        stop = start + out.shape[1]
         first = 0
-        for base, replies in self._columns:
-            low, high = max(start - first, 0), min(stop - first, base.size)
-            first += base.size
-            if low >= high:
-                continue
-            target = slice(first - base.size + low - start, first - base.size + high - start)
-            for row, reply in zip(block, replies, strict=True):
-                wide = np.float64 in (base.dtype, reply.dtype)
-                with np.errstate(over="ignore", invalid="ignore"):
+        # Not per array: entering and leaving costs more than a small array's subtraction.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for base, replies in self._columns:
+                low, high = max(start - first, 0), min(stop - first, base.size)
+                first += base.size
+                if low >= high:
+                    continue
+                target = slice(first - base.size + low - start, first - base.size + high - start)
+                chosen = replies if rows is None else [replies[row] for row in rows]
+                for row, reply in zip(out, chosen, strict=True):
+                    wide = np.float64 in (base.dtype, reply.dtype)
                     np.subtract(
                         reply[low:high],
                         base[low:high],

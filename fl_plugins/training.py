@@ -147,3 +147,37 @@ class Attack(Protocol):
     def poison_update(self, update: NamedArrays, *, seed: int) -> NamedArrays:
         """Return the update (float arrays only: client − global) that the hostile client sends."""
         ...
+
+
+@runtime_checkable
+class SharesIdentity(Protocol):
+    """What an :class:`Attack` may have besides: several hostile clients that act as one (sybils)."""
+
+    def acts_as(self, partition_id: int) -> int:
+        """Return the partition whose data and seeds the hostile client ``partition_id`` uses."""
+        ...
+
+
+@runtime_checkable
+class TrainsVirtualClients(Protocol):
+    """What an :class:`Attack` may have besides: several honest trainings, to see how updates spread.
+
+    The hostile client trains once on every part, and sends ``poison_update(combine_updates(...))``.
+    """
+
+    def split_data(self, data: Dataset, *, seed: int) -> list[Dataset]:
+        """Return the data of each virtual client; at least one, none empty."""
+        ...
+
+    def combine_updates(self, updates: list[NamedArrays], *, seed: int) -> NamedArrays:
+        """Return one update from the virtual clients' updates (float arrays only)."""
+        ...
+
+
+@runtime_checkable
+class HasGoal(Protocol):
+    """What an :class:`Attack` may have besides: a success that plain accuracy does not show (a backdoor)."""
+
+    def success_data(self, data: Dataset) -> Dataset:
+        """Return test examples on which accuracy *is* the attack's success rate."""
+        ...

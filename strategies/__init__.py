@@ -6,19 +6,39 @@
 """
 
 from .base import FederatedStrategy
+from .bulyan import Bulyan
+from .caf import Caf
+from .centered_clipping import CenteredClipping
 from .fedavg import FedAvg
+from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
+from .mda import Mda
+from .meamed import MeaMed
 from .median import Median
+from .norm_bounded_mean import NormBoundedMean
 from .options import Settings, StrategyOptions
+from .robust import Robust
+from .root_trust import RootTrust
+from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
 __all__ = [
+    "Bulyan",
+    "Caf",
+    "CenteredClipping",
     "FedAvg",
     "FederatedStrategy",
+    "GeometricMedian",
     "Krum",
+    "Mda",
+    "MeaMed",
     "Median",
     "MultiKrum",
+    "NormBoundedMean",
+    "Robust",
+    "RootTrust",
     "Settings",
+    "SignMajority",
     "StrategyOptions",
     "TrimmedMean",
 ]

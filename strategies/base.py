@@ -18,9 +18,16 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fl_plugins import wire
-from fl_plugins.aggregation.core import Aggregate, Aggregator, CohortRule
+from fl_plugins.aggregation.core import Aggregate, Aggregator, CohortRule, Stateful, call_rule
 from fl_plugins.contracts import Access, Weighting
-from fl_plugins.errors import ConfigError, DivergenceError, QuorumError
+from fl_plugins.errors import (
+    ConfigError,
+    ConfigTypeError,
+    DivergenceError,
+    PreconditionError,
+    QuorumError,
+    StructureError,
+)
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
 from fl_plugins.run_options import Emit, EvaluateFn, RunOptions, ignore_event
 from fl_plugins.seeds import derive_rng
@@ -40,6 +47,9 @@ from .rounds import run_rounds
 from .server_optimizer import ServerOptimizer
 
 logger = logging.getLogger("flwr.fl_plugins")
+
+_RULE_STATE = {"aggregator": "aggregator/", "fallback": "fallback/"}
+"""Where a checkpoint keeps the state of a rule that remembers something; anything else is the optimizer's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +72,19 @@ class FederatedStrategy(Strategy):
     weighting : Weighting
         Whether updates count equally or by the number of examples that each client claims.
     **options
-        See :class:`strategies.options.Settings`; and ``server_optimizer``, an optax transformation that
-        is applied to the aggregated update.
+        See :class:`strategies.options.Settings`; ``server_optimizer``, an optax transformation that is
+        applied to the aggregated update; and ``fallback``, a rule that stands in when fewer replies than
+        ``aggregator`` needs are usable.
 
     Guarantees
     ----------
     - A reply is used only if it has exactly the model's arrays, all values are finite, and its number of
       examples is plausible; any other is *quarantined*: logged with its node and reason, and left out.
     - The aggregate is computed only if at least ``quorum`` of the cohort was accepted and the rule's own
-      precondition holds for the number accepted.
+      precondition holds for the number accepted: a quarantined reply is not among its n, and f stays what it
+      was declared, although a quarantined client may be one of the f. If the precondition does not hold,
+      the round is tried again, or ends the run, or goes to ``fallback``, as was asked for; each says so.
+    - What a rule remembers from round to round is part of :meth:`state`.
     - Arrays are paired by name. The result does not depend on the order of arrival.
     - Arrays that are not floating point (counters, masks) take the element-wise lower median of the accepted
       replies: their dtype is kept and the value is always one that a client sent.
@@ -84,11 +98,21 @@ class FederatedStrategy(Strategy):
         **options: Unpack[StrategyOptions],
     ) -> None:
         transformation = options.pop("server_optimizer", None)
+        self.fallback: Aggregator | None = options.pop("fallback", None)
         self.aggregator = aggregator
         self.weighting = weighting
         self.settings = Settings(**cast(dict[str, Any], options))
         self.server_optimizer = None if transformation is None else ServerOptimizer(transformation)
+        if self.fallback is not None and not isinstance(self.fallback, Aggregator):
+            raise ConfigTypeError(
+                f"strategy: fallback={self.fallback!r}, but it is a rule, for example median()."
+            )
+        if self.fallback is not None and self.settings.on_shortfall == "raise":
+            raise ConfigError(
+                "strategy: on_shortfall='raise' ends the run where fallback would stand in; give one of them."
+            )
         self.tally = Tally()
+        self._rule_state: NamedArrays = {}
         self._session = Session()
         self._cohort: Cohort | None = None
 
@@ -127,14 +151,23 @@ class FederatedStrategy(Strategy):
         if not cohort.clients:
             return None, None
         self._require_quorum(cohort, len(accepted))
-        cohort.rule.check(len(accepted))
+        role, rule = self._rule_for(cohort, len(accepted))
         weights = self._weights(accepted)
+        if role == "fallback" and rule.contract.weighting is Weighting.UNIFORM:
+            weights = None
         rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
-        aggregate = cohort.rule(rows, weights)
+        prefix = _RULE_STATE[role]
+        aggregate = self.aggregate_rows(rule, rows, weights, base=cohort.base, state=self._part(prefix))
         parameters = self._step(cohort, accepted, aggregate)
+        self._rule_state.update({f"{prefix}{key}": value for key, value in aggregate.state.items()})
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
         self._session.emit(
-            "aggregated", round=server_round, **asdict(self.tally), contribution=dict(contribution)
+            "aggregated",
+            round=server_round,
+            **asdict(self.tally),
+            contribution=dict(contribution),
+            rule=rule.name,
+            fallback=role == "fallback",
         )
         return from_named(parameters), to_metric_record(self._combine_metrics(accepted))
 
@@ -189,13 +222,26 @@ class FederatedStrategy(Strategy):
         self.restore({}, {})
 
     def state(self) -> NamedArrays:
-        """Return what must survive a restart, beside the parameters: the server optimizer's state."""
-        return {} if self.server_optimizer is None else self.server_optimizer.state()
+        """Return what must survive a restart, beside the parameters: the optimizer's and the rule's state."""
+        optimizer = {} if self.server_optimizer is None else self.server_optimizer.state()
+        return {**optimizer, **self._rule_state}
 
     def restore(self, parameters: NamedArrays, state: NamedArrays) -> None:
-        """Take up what :meth:`state` returned."""
+        """Take up what :meth:`state` returned.
+
+        Raises
+        ------
+        StructureError
+            If it belongs to another model, optimizer or rule.
+        """
+        prefixes = tuple(_RULE_STATE.values())
+        rules = {key: value for key, value in state.items() if key.startswith(prefixes)}
+        if parameters:
+            self._check_rule_state(parameters, rules)
         if self.server_optimizer is not None:
-            self.server_optimizer.restore(_floats(parameters), state)
+            optimizer = {key: value for key, value in state.items() if key not in rules}
+            self.server_optimizer.restore(_floats(parameters), optimizer)
+        self._rule_state = rules
 
     def describe(self) -> str:
         """Return one line that identifies the rule and every setting."""
@@ -204,10 +250,23 @@ class FederatedStrategy(Strategy):
             for name, value in vars(self.settings).items()
             if value != getattr(Settings, name)
         ]
+        fallback = [] if self.fallback is None else [f"fallback={_describe(self.fallback)}"]
         optimizer = self.server_optimizer
         stepped = [] if optimizer is None else [f"server optimizer {optimizer.fingerprint()}"]
-        parts = [_describe(self.aggregator), self.weighting, *changed, *stepped]
+        parts = [_describe(self.aggregator), self.weighting, *changed, *fallback, *stepped]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+    def aggregate_rows(
+        self,
+        rule: Aggregator,
+        rows: UpdateRows,
+        weights: NDArray[np.float64] | None,
+        *,
+        base: NamedArrays,  # noqa: ARG002  for rules that train at the server
+        state: NamedArrays,
+    ) -> Aggregate:
+        """Combine the accepted updates; ``base`` are the parameters that the clients started from."""
+        return call_rule(rule, rows, weights, state=state)
 
     # -- Inside ----------------------------------------------------------------------------------------
 
@@ -230,7 +289,8 @@ class FederatedStrategy(Strategy):
             if size > len(connected):
                 connected = session.roster.wait_for(grid, size, timeout_s=session.timeout_s)
             if phase == "train":
-                rule = self._rule_for(size)
+                rule = _for_cohort(self.aggregator, size)
+                rule.check(size)
             rng = derive_rng(session.seed, "sample", phase, number, attempt)
             clients = sample_cohort(connected, size, rng=rng)
             available = len(connected)
@@ -253,14 +313,6 @@ class FederatedStrategy(Strategy):
         sampled = list(clients.values())
         session.emit(started, round=number, attempt=attempt, sampled=sampled, available=available)
         return messages
-
-    def _rule_for(self, size: int) -> Aggregator:
-        """Return the rule for a cohort of ``size``, its precondition checked."""
-        rule = (
-            self.aggregator.for_cohort(size) if isinstance(self.aggregator, CohortRule) else self.aggregator
-        )
-        rule.check(size)
-        return rule
 
     def _current(self, phase: Phase, number: int) -> Cohort:
         """Return the cohort whose replies are being aggregated."""
@@ -293,6 +345,46 @@ class FederatedStrategy(Strategy):
                 "sample more nodes, or lower quorum."
             )
 
+    def _rule_for(self, cohort: Cohort, accepted: int) -> tuple[str, Aggregator]:
+        """Return the rule, or the fallback if the rule needs more updates than were accepted."""
+        try:
+            cohort.rule.check(accepted)
+        except PreconditionError as error:
+            if self.fallback is None:
+                raise
+            fallback = _for_cohort(self.fallback, len(cohort.clients))
+            fallback.check(accepted)
+            logger.warning("round %d: %s stands in: %s", cohort.number, fallback.name, error)
+            self._session.emit(
+                "fallback_used", round=cohort.number, accepted=accepted, rule=fallback.name, reason=str(error)
+            )
+            return "fallback", fallback
+        return "aggregator", cohort.rule
+
+    def _part(self, prefix: str) -> NamedArrays:
+        """Return one rule's state."""
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self._rule_state.items()
+            if key.startswith(prefix)
+        }
+
+    def _check_rule_state(self, parameters: NamedArrays, state: NamedArrays) -> None:
+        """Raise ``StructureError`` unless ``state`` fits the rules and the model; none at all fits too."""
+        layout = Layout.of(parameters)
+        rules: dict[str, Aggregator | None] = {"aggregator": self.aggregator, "fallback": self.fallback}
+        for role, rule in rules.items():
+            prefix = _RULE_STATE[role]
+            given = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+            expected: NamedArrays = {}
+            if isinstance(rule, Stateful):
+                expected = rule.initial_state(layout.size, layout.compute_dtype)
+            if given and _forms(given) != _forms(expected):
+                raise StructureError(
+                    f"strategy: the saved state of its {role} ({', '.join(sorted(given))}) is not that of "
+                    f"{rule!r} for this model; resume with the same rule and model."
+                )
+
     def _weights(self, accepted: Sequence[ClientReply]) -> NDArray[np.float64] | None:
         """Return the claimed numbers of examples, or ``None`` for equal weights."""
         if self.weighting is Weighting.UNIFORM:
@@ -322,6 +414,11 @@ class FederatedStrategy(Strategy):
         return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
 
 
+def _for_cohort(rule: Aggregator, size: int) -> Aggregator:
+    """Return the rule for a cohort of ``size``: a part of it is fixed now, not by who answers."""
+    return rule.for_cohort(size) if isinstance(rule, CohortRule) else rule
+
+
 def _describe(rule: Aggregator) -> str:
     """Return a rule's ``repr``, or its attributes if it has none of its own: addresses change every time."""
     if type(rule).__repr__ is not object.__repr__:
@@ -333,3 +430,8 @@ def _describe(rule: Aggregator) -> str:
 def _floats(parameters: NamedArrays) -> NamedArrays:
     """Return the floating-point arrays of ``parameters``."""
     return {key: parameters[key] for key in Layout.of(parameters).float_keys}
+
+
+def _forms(arrays: NamedArrays) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape and dtype by key."""
+    return {key: (value.shape, value.dtype) for key, value in arrays.items()}

@@ -17,7 +17,7 @@ from fl_plugins.run_options import Emit
 from fl_plugins.training import NamedArrays
 
 from .options import Settings
-from .replies import ClientReply, NonFiniteReplyError, read_reply
+from .replies import ClientReply, NonFiniteReplyError, Range, float_ranges, read_reply
 from .roster import name_order
 
 logger = logging.getLogger("flwr.fl_plugins")
@@ -63,6 +63,11 @@ class Cohort:
         """Message id → node; ids are given when the messages are pushed, so look only after that."""
         return {m.metadata.message_id: m.metadata.dst_node_id for m in self.messages if m.metadata.message_id}
 
+    @cached_property
+    def _ranges(self) -> dict[str, Range]:
+        """The ranges of the parameters that were sent."""
+        return float_ranges(self.base)
+
     def sender(self, reply: Message) -> int:
         """Return the node that a reply comes from (Flower's own error replies name the message only)."""
         return self._asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
@@ -86,6 +91,7 @@ class Cohort:
                     message,
                     client,
                     base=self.base if self.phase == "train" else None,
+                    ranges=self._ranges,
                     layout=self.layout,
                     examples_key=settings.weighted_by_key,
                     examples_required=weighted,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from fl_plugins.checks import check_int, check_number
+from fl_plugins.errors import ConfigError
 from fl_plugins.registry import Kind, PluginKind, explains
 from fl_plugins.wire import ARRAYS, CONFIG, NUM_EXAMPLES
 
@@ -15,6 +16,10 @@ class StrategyOptions(TypedDict, total=False):
     ----------
     server_optimizer : optax.GradientTransformation, optional
         Applied at the server to the aggregated update, for example ``sgd(learning_rate=1.0, momentum=0.9)``.
+    fallback : Aggregator, optional
+        A rule with a weaker precondition, for example ``median()``, that stands in for a round in which fewer
+        replies than the strategy's own rule needs are usable; the event log says so. Without it, see
+        ``on_shortfall``.
     """
 
     fraction_train: float
@@ -27,7 +32,9 @@ class StrategyOptions(TypedDict, total=False):
     quorum: float
     max_attempts: int
     max_num_examples: int
+    on_shortfall: Literal["retry", "raise"]
     server_optimizer: Annotated[Any | None, PluginKind(Kind.OPTIMIZER)]
+    fallback: Annotated[Any | None, PluginKind(Kind.AGGREGATOR)]
     weighted_by_key: str
     arrayrecord_key: str
     configrecord_key: str
@@ -52,6 +59,9 @@ class Settings:
         Part of the sampled nodes, in ``(0, 1]``, whose training replies must be usable.
     max_attempts : int
         How often a round without quorum is tried in all before the run ends.
+    on_shortfall : str
+        What to do with a round that has too few usable replies, for the quorum or for the rule's
+        precondition: ``"retry"`` it with a new cohort, up to ``max_attempts`` times, or ``"raise"`` at once.
     max_num_examples : int
         Largest claimed number of examples that is believed; a larger claim is quarantined.
     weighted_by_key : str
@@ -69,6 +79,7 @@ class Settings:
     min_available_nodes: int = 2
     quorum: float = 0.5
     max_attempts: int = 3
+    on_shortfall: Literal["retry", "raise"] = "retry"
     max_num_examples: int = 10_000_000
     weighted_by_key: str = NUM_EXAMPLES
     arrayrecord_key: str = ARRAYS
@@ -85,6 +96,11 @@ class Settings:
         check_int("strategy", "max_attempts", self.max_attempts, minimum=1)
         check_int("strategy", "max_num_examples", self.max_num_examples, minimum=1)
         check_number("strategy", "quorum", self.quorum, minimum=0, maximum=1, open_below=True)
+        if self.on_shortfall not in ("retry", "raise"):
+            raise ConfigError(
+                f"strategy: on_shortfall={self.on_shortfall!r}, but it is 'retry' or 'raise'; a rule that "
+                "stands in is given as fallback."
+            )
 
     def cohort_size(self, phase: Literal["train", "evaluate"], num_connected: int) -> int:
         """Return how many nodes a cohort needs when ``num_connected`` are there; 0 skips the phase."""

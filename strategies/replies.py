@@ -25,6 +25,12 @@ class NonFiniteReplyError(ReplyError):
 
 Metrics = dict[str, float | list[float]]
 
+Range = tuple[Any, Any]
+"""Least and greatest value of an array; NaN if it holds one."""
+
+_RANGE_ELEMENTS = 1 << 16
+"""Elements that are looked at twice while they are in cache."""
+
 
 @dataclass(frozen=True)
 class ClientReply:
@@ -46,8 +52,12 @@ def read_reply(
     examples_key: str,
     examples_required: bool,
     max_num_examples: int,
+    ranges: Mapping[str, Range] | None = None,
 ) -> ClientReply:
     """Check one reply against the global parameters ``base``; ``None``: no arrays are expected (evaluation).
+
+    ``ranges`` are those of ``base`` (:func:`float_ranges`), if the caller has them: they are the same for
+    every reply of a round.
 
     Raises
     ------
@@ -57,10 +67,21 @@ def read_reply(
     """
     if message.has_error():
         raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
-    arrays: NamedArrays = {} if base is None else _read_arrays(message, base, layout)
+    arrays: NamedArrays = {}
+    if base is not None:
+        arrays = _read_arrays(message, base, float_ranges(base) if ranges is None else ranges, layout)
     metrics = _read_metrics(message)
     num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
+
+
+def float_ranges(arrays: NamedArrays) -> dict[str, Range]:
+    """Return the range of every float32 and float64 array that has elements."""
+    return {
+        key: _range(values)
+        for key, values in arrays.items()
+        if values.size and values.dtype in (np.float32, np.float64)
+    }
 
 
 def mean_metrics(replies: Sequence[ClientReply], weights: Sequence[float]) -> Metrics:
@@ -132,7 +153,9 @@ def _read_num_examples(metrics: Metrics, key: str, most: int, *, required: bool)
     return value
 
 
-def _read_arrays(message: Message, base: NamedArrays, layout: Layout) -> NamedArrays:
+def _read_arrays(
+    message: Message, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout
+) -> NamedArrays:
     """Return the reply's only ArrayRecord, checked against the model; its update must be finite."""
     records = list(message.content.array_records.values())
     if len(records) != 1:
@@ -143,6 +166,9 @@ def _read_arrays(message: Message, base: NamedArrays, layout: Layout) -> NamedAr
     except StructureError as error:
         raise ReplyError(str(error)) from error
     for key in layout.float_keys:
+        narrow = base[key].dtype
+        if key in ranges and _is_surely_finite(arrays[key], ranges[key], layout.compute_dtype, narrow):
+            continue
         # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
         with np.errstate(over="ignore", invalid="ignore"):
             update = np.subtract(arrays[key], base[key], dtype=layout.compute_dtype, casting="unsafe")
@@ -155,6 +181,29 @@ def _read_arrays(message: Message, base: NamedArrays, layout: Layout) -> NamedAr
                 f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
             )
     return arrays
+
+
+def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:
+    """Whether the ranges alone show that neither ``values − base`` nor ``values`` in ``narrow`` overflow.
+
+    Subtraction and its rounding are monotone, so no difference exceeds that of the extremes.
+    """
+    if values.dtype not in (np.float32, np.float64):
+        return False
+    least, greatest = _range(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        extremes = np.subtract([greatest, least], base, dtype=dtype, casting="unsafe")
+        fitted = np.asarray([least, greatest]).astype(narrow)
+    return bool(np.isfinite(extremes).all() and np.isfinite([*fitted, *base]).all())
+
+
+def _range(values: NDArray[Any]) -> Range:
+    """Return the least and the greatest value, reading the array from memory once."""
+    flat = values.reshape(-1, order="A")
+    parts = [flat[start : start + _RANGE_ELEMENTS] for start in range(0, flat.size, _RANGE_ELEMENTS)]
+    # np.min and np.max hand NaN on; Python's would not.
+    extremes = [(part.min(), part.max()) for part in parts]
+    return np.min([low for low, _ in extremes]), np.max([high for _, high in extremes])
 
 
 def _short(reason: str) -> str:

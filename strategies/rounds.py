@@ -197,7 +197,8 @@ class _Run:
 
     def _train(self, number: int) -> tuple[NamedArrays, Metrics | None]:
         """Train one round, again and again while there is no quorum and attempts are left."""
-        options, attempts = self.options, self.strategy.settings.max_attempts
+        options, settings = self.options, self.strategy.settings
+        attempts = 1 if settings.on_shortfall == "raise" else settings.max_attempts
         arrays = from_named(self.state.arrays)
         for attempt in range(1, attempts + 1):
             messages = self.strategy.configure_train(number, arrays, options.train_config, self.grid)

@@ -6,23 +6,55 @@ example :class:`Krum`) and as a plain function of the same name as the module
 the matrix need not exist.
 """
 
-from .core import Aggregate, Aggregator
+from .arc import Arc
+from .bucketing import Bucketing
+from .bulyan import Bulyan
+from .caf import Caf
+from .centered_clipping import CenteredClipping
+from .chain import Chain
+from .clipping import Clip
+from .core import Aggregate, Aggregator, Stateful
 from .distances import pairwise_squared_distances
+from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
+from .mda import Mda
+from .meamed import MeaMed
 from .mean import Mean
 from .median import Median
+from .mixing import Mixed, PreAggregator
+from .nearest_neighbor_mixing import NearestNeighborMixing
+from .norm_bounded_mean import NormBoundedMean
+from .root_trust import RootTrust
 from .rows import DenseRows, Rows, canonical_order, non_finite_rows
+from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
 __all__ = [
     "Aggregate",
     "Aggregator",
+    "Arc",
+    "Bucketing",
+    "Bulyan",
+    "Caf",
+    "CenteredClipping",
+    "Chain",
+    "Clip",
     "DenseRows",
+    "GeometricMedian",
     "Krum",
+    "Mda",
+    "MeaMed",
     "Mean",
     "Median",
+    "Mixed",
     "MultiKrum",
+    "NearestNeighborMixing",
+    "NormBoundedMean",
+    "PreAggregator",
+    "RootTrust",
     "Rows",
+    "SignMajority",
+    "Stateful",
     "TrimmedMean",
     "canonical_order",
     "non_finite_rows",

@@ -1,13 +1,23 @@
 """What an aggregation rule is and gives, and the checks that all rules share."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Access, Contract, Weighting
-from ..errors import ConfigError, ConfigTypeError, ContractError, ReplyError, StructureError
+from ..dtypes import DType
+from ..errors import (
+    ConfigError,
+    ConfigTypeError,
+    ContractError,
+    PreconditionError,
+    ReplyError,
+    StructureError,
+)
 from .rows import Rows, as_rows
 
 ROBUST = Contract(access=Access.EVERY_UPDATE, weighting=Weighting.UNIFORM)
@@ -26,10 +36,13 @@ class Aggregate:
         ``(n,)`` float64, >= 0, sums to 1. A selection rule gives 1/m for each of the m selected rows, a
         coordinate-wise rule the share of kept values that are the row's (equal values share), a mean its
         normalised weights.
+    state : Mapping[str, NDArray]
+        What a :class:`Stateful` rule wants back in the next round; empty for every other.
     """
 
     value: NDArray[Any]
     contribution: NDArray[np.float64]
+    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -62,6 +75,34 @@ class Aggregator(Protocol):
     def __call__(self, rows: Rows | NDArray[Any], weights: NDArray[Any] | None = None) -> Aggregate:
         """Combine ``(n, d)`` updates; ``weights`` is ``(n,)`` or, for equal weights, ``None``."""
         ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A rule or pre-aggregator that remembers something from round to round.
+
+    The object itself stays pure: it is called with ``state=...`` and gives the next round's state back with
+    its result, so that whoever runs the rounds can save and restore it exactly.
+    """
+
+    def initial_state(self, d: int, dtype: DType) -> dict[str, NDArray[Any]]:
+        """Return the state before the first round of updates with ``d`` elements of ``dtype``."""
+        ...
+
+
+def call_rule(
+    rule: Aggregator,
+    rows: Rows | NDArray[Any],
+    weights: NDArray[Any] | None = None,
+    *,
+    state: Mapping[str, NDArray[Any]] | None = None,
+) -> Aggregate:
+    """Call ``rule``, with ``state`` if it is :class:`Stateful`; ``None`` or empty: before the first round."""
+    if not isinstance(rule, Stateful):
+        return rule(rows, weights)
+    stateful: Any = rule
+    result: Aggregate = stateful(rows, weights, state=state or None)
+    return result
 
 
 def validate(
@@ -125,3 +166,28 @@ def check_count(value: Any, *, rule: str, name: str, minimum: int = 0) -> None:
         raise ConfigTypeError(f"{rule}: {name}={value!r} is a {type(value).__name__}; give a whole number.")
     if value < minimum:
         raise ConfigError(f"{rule}: {name}={value} but it must be >= {minimum}.")
+
+
+def check_positive(value: Any, *, rule: str, name: str) -> None:
+    """Check a parameter that is a length or a tolerance.
+
+    Raises
+    ------
+    ConfigTypeError
+        If it is no number (a ``bool`` is none).
+    ConfigError
+        If it is not finite and > 0.
+    """
+    if type(value) not in (int, float):
+        raise ConfigTypeError(f"{rule}: {name}={value!r} is a {type(value).__name__}; give a number.")
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{rule}: {name}={value} but it must be finite and > 0.")
+
+
+def check_majority(n: int, num_byzantine: int, *, rule: str) -> None:
+    """Raise ``PreconditionError`` unless ``n > 2f``: an honest majority."""
+    if n < 1 or n <= 2 * num_byzantine:
+        raise PreconditionError(
+            f"{rule}: n={n} updates but num_byzantine={num_byzantine} needs n > 2f, that is n >= "
+            f"{2 * num_byzantine + 1}; raise min_train_nodes or lower num_byzantine."
+        )

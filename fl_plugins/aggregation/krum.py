@@ -18,7 +18,7 @@ from ..errors import PreconditionError
 from ..registry import Kind, register
 from .core import ROBUST, Aggregate, check_count, validate_unweighted
 from .distances import pairwise_squared_distances
-from .rows import Rows, canonical_order, finite_blocks
+from .rows import BLOCK_COLUMNS, Rows, SelectedRows, canonical_order, map_blocks
 
 _PAPER = (
     "Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, Section 4"
@@ -64,7 +64,7 @@ class Krum:
         """Combine ``(n, d)`` updates; weights are refused."""
         valid = validate_unweighted(rows, weights, rule=self.name)
         self.check(valid.shape[0])
-        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:1], rule=self.name)
+        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:1])
 
 
 @register(Kind.AGGREGATOR, "multi_krum", paper=_PAPER, contract=ROBUST)
@@ -116,7 +116,7 @@ class MultiKrum:
         n = valid.shape[0]
         self.check(n)
         count = n - self.num_byzantine - 2 if self.num_selected is None else self.num_selected
-        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:count], rule=self.name)
+        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:count])
 
 
 def krum(updates: Rows | NDArray[Any], *, num_byzantine: int) -> NDArray[Any]:
@@ -167,13 +167,21 @@ def _check_cohort(n: int, num_byzantine: int, *, rule: str) -> None:
         )
 
 
-def _mean_of(rows: Rows, selected: NDArray[np.intp], *, rule: str) -> Aggregate:
-    """Return the unweighted mean of the selected rows, summed in their order (one row: itself)."""
-    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
-    for columns, block in finite_blocks(rows, rule=rule):
-        chosen = block[selected]
-        total = chosen.sum(axis=0, dtype=np.float64)
-        value[columns] = np.clip(total / len(selected), chosen.min(axis=0), chosen.max(axis=0))
-    contribution = np.zeros(rows.shape[0])
+def _mean_of(rows: Rows, selected: NDArray[np.intp]) -> Aggregate:
+    """Return the unweighted mean of the selected (finite) rows, summed in their order; of one row, itself."""
+    n, d = rows.shape
+    value: NDArray[Any] = np.empty(d, rows.dtype)
+    wide = rows.dtype == np.float64
+
+    def work(columns: slice, block: NDArray[Any]) -> None:
+        if len(block) == 1:
+            value[columns] = block[0]
+            return
+        mean = block.sum(axis=0, dtype=np.float64) / len(block)
+        # A float64 mean of float32 values is outside their range by less than rounding to float32 removes.
+        value[columns] = np.clip(mean, block.min(axis=0), block.max(axis=0)) if wide else mean
+
+    map_blocks(SelectedRows(rows, selected), work, width=BLOCK_COLUMNS)
+    contribution = np.zeros(n)
     contribution[selected] = 1.0 / len(selected)
     return Aggregate(value, contribution)

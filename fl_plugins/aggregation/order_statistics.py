@@ -1,18 +1,37 @@
-"""Order statistics of every column at once: what trimmed mean and median share.
+"""Order statistics of every column at once: what trimmed mean, median, mean around median and Bulyan share.
 
 A sorting network compares whole rows, so each of its steps is one vector operation over all columns of a
 block; sorting column by column is several times slower in NumPy. Only the comparisons that the wanted ranks
 depend on are made.
+
+Large inputs go through the same network compiled by JAX, which reads every element once. Measured by
+``benchmarks/aggregation.py`` on 2 cores with AVX2 (times for 10⁶ columns in one thread): n=10 1.4–5 ms
+against NumPy's 12–16; n=50 37–68 against 209–229; n=100 122–194 against 846–1406. Compiling takes 0.3 s at
+n=10, 1–2 s at n=50, 3–4 s at n=100 and grows as n·log²n, hence the limits.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
+from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import Rows, finite_blocks
+from .rows import BLOCK_COLUMNS, Rows, map_blocks, require_finite
+
+COMPILED_MAX_ROWS = 128
+"""Beyond, compiling a network takes tens of seconds."""
+
+COMPILED_MIN_ELEMENTS = 4_000_000
+"""Below n·d of this, NumPy takes some 20 ms: importing JAX and loading a program take longer."""
+
+_COMPILED_BLOCK_ELEMENTS = 1 << 19
+"""2 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
+
+_BLOCKS_PER_INPUT = 32
+"""At least: two threads' blocks and flags then stay below 8 % of the input."""
 
 
 def trimmed(rows: Rows, *, num_trimmed: int, rule: str) -> Aggregate:
@@ -23,19 +42,97 @@ def trimmed(rows: Rows, *, num_trimmed: int, rule: str) -> Aggregate:
     Summed in float64 in ascending order, and never outside the kept values: the result depends on the rows
     and not on their order, bit for bit.
     """
+    return _combine(rows, kept=rows.shape[0] - 2 * num_trimmed, moving=False, rule=rule)
+
+
+def around_median(rows: Rows, *, num_kept: int, rule: str) -> Aggregate:
+    """Return per column the mean of the ``num_kept`` values that are nearest its median.
+
+    Guarantees
+    ----------
+    As :func:`trimmed`. Of two values equally far on either side the lower is kept, so that nothing depends
+    on the order of the rows.
+    """
+    return _combine(rows, kept=num_kept, moving=True, rule=rule)
+
+
+def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
+    """Apply the NumPy or the compiled kernel to every block."""
     n, d = rows.shape
-    kept = n - 2 * num_trimmed
+    first, stop = (0, n) if moving else ((n - kept) // 2, (n + kept) // 2)
+    width = _compiled_width(n, d)
+    compiled = None
+    if width:
+        from ._compiled import window_kernel
+
+        compiled = window_kernel(n, width, rows.dtype, kept, _comparators(n, first, stop), moving=moving)
     value: NDArray[Any] = np.empty(d, rows.dtype)
-    counts = np.zeros(n)
-    for columns, block in finite_blocks(rows, rule=rule):
-        ranked = select_ranks(block, num_trimmed, n - num_trimmed)
-        low, high = ranked[0], ranked[-1]
-        total = low.astype(np.float64)
-        for values in ranked[1:]:
-            total += values
-        value[columns] = np.clip(total / kept, low, high)
-        counts += _kept_counts(block, low, high, num_trimmed)
+    scratch = local()
+
+    def work(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
+        if compiled is not None and block.shape[1] == width:
+            total, low, high = compiled(block)
+            if not np.isfinite(total).all():  # so it is where a value is not, or where float64 overflows
+                require_finite(columns, block, rule=rule)
+        else:
+            require_finite(columns, block, rule=rule)
+            ranked = select_ranks(block, first, stop)
+            total, low, high = _nearest_median(ranked, kept) if moving else _middle(ranked)
+        mean = (total / kept).astype(rows.dtype)
+        # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
+        np.add(np.clip(mean, low, high), 0.0, out=value[columns])
+        if not hasattr(scratch, "flags"):
+            scratch.flags = np.empty((n, width or BLOCK_COLUMNS), bool)
+        flags = scratch.flags[:, : block.shape[1]]
+        return _kept_counts(block, low, high, kept, None if moving else first, flags)
+
+    counts = np.sum(map_blocks(rows, work, width=width or BLOCK_COLUMNS), axis=0)
     return Aggregate(value, counts / counts.sum())
+
+
+def _compiled_width(n: int, d: int) -> int:
+    """Return the columns of a compiled kernel's block, a power of 2, or 0 where NumPy is better."""
+    if n < 2 or n > COMPILED_MAX_ROWS or n * d < COMPILED_MIN_ELEMENTS:
+        return 0
+    elements = min(_COMPILED_BLOCK_ELEMENTS, n * d // _BLOCKS_PER_INPUT)
+    return 1 << ((elements // n).bit_length() - 1)
+
+
+def _middle(ranked: list[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
+    """Return sum, least and greatest of the ``ranked`` values; as ``_compiled._middle``."""
+    total = ranked[0].astype(np.float64)
+    for values in ranked[1:]:
+        total += values
+    return total, ranked[0], ranked[-1]
+
+
+def _nearest_median(
+    ranked: Sequence[NDArray[Any]], kept: int
+) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
+    """Return sum, least and greatest of the ``kept`` nearest the median; as ``_compiled._nearest_median``."""
+    start = _window_start(ranked, kept)
+    total = np.zeros(start.shape)
+    for i, values in enumerate(ranked):
+        total += np.where((start <= i) & (i < start + kept), values, 0.0)
+    everything = np.stack(ranked)
+    low = np.take_along_axis(everything, start[None], axis=0)[0]
+    high = np.take_along_axis(everything, start[None] + kept - 1, axis=0)[0]
+    return total, low, high
+
+
+def _window_start(ranked: Sequence[NDArray[Any]], kept: int) -> NDArray[np.intp]:
+    """Return the rank of the least of the ``kept`` values nearest the median of sorted rows.
+
+    The window moves up past rank i as long as that value is farther from the median than its successor.
+    Values are halved so that no sum of two overflows.
+    """
+    n = len(ranked)
+    halves = [values.astype(np.float64) * 0.5 for values in ranked]
+    median = halves[(n - 1) // 2] + halves[n // 2]
+    start = np.zeros(median.shape, np.intp)
+    for i in range(n - kept):
+        start += halves[i] + halves[i + kept] < median
+    return start
 
 
 def select_ranks(block: NDArray[Any], first: int, stop: int) -> list[NDArray[Any]]:
@@ -84,23 +181,42 @@ def _comparators(n: int, first: int, stop: int) -> tuple[tuple[int, int], ...]:
 
 
 def _kept_counts(
-    block: NDArray[Any], low: NDArray[Any], high: NDArray[Any], num_trimmed: int
+    block: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    kept: int,
+    start: int | None,
+    inside: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """Return ``(n,)``: how many of each row's values were kept; equal values share what is kept of them."""
-    n, width = block.shape
-    inside = (block >= low) & (block <= high)
-    counts = np.array([np.count_nonzero(row) for row in inside], dtype=np.float64)
-    if counts.sum() == (n - 2 * num_trimmed) * width:
+    """Return ``(n,)``: how many of each row's values were kept; equal values share what is kept of them.
+
+    ``start`` is the rank of ``low``, ``None`` where the kept values are those nearest the median; ``inside``
+    is overwritten.
+    """
+    upper = np.empty(block.shape[1], bool)
+    one_value = np.array_equal(low, high)
+    for row, flags in zip(block, inside, strict=True):
+        if one_value:
+            np.equal(row, low, out=flags)
+        else:
+            np.greater_equal(row, low, out=flags)
+            flags &= np.less_equal(row, high, out=upper)
+    counts = np.array([np.count_nonzero(flags) for flags in inside], dtype=np.float64)
+    # Where no values tie, what lies between the least and the greatest kept value was kept.
+    if counts.sum() == kept * block.shape[1]:
         return counts
-    tied = inside.sum(axis=0) > n - 2 * num_trimmed
-    counts = np.array([np.count_nonzero(row) for row in inside[:, ~tied]], dtype=np.float64)
+    # Flags added as bytes, which is many times faster than as integers, while they cannot overflow.
+    narrow = np.uint8 if len(block) < 256 else np.uint32
+    tied = np.flatnonzero(np.add.reduce(inside.view(np.uint8), axis=0, dtype=narrow) > kept)
+    counts -= np.count_nonzero(inside[:, tied], axis=1)
     block, low, high = block[:, tied], low[tied], high[tied]
+    first = _window_start(list(np.sort(block, axis=0)), kept) if start is None else start
     at_low, at_high = block == low, block == high
-    below, above = (block < low).sum(axis=0), (block > high).sum(axis=0)
-    lowest = np.minimum(below + at_low.sum(axis=0), n - num_trimmed) - num_trimmed
-    highest = above + at_high.sum(axis=0) - num_trimmed
+    lows, highs = at_low.sum(axis=0), at_high.sum(axis=0)
+    lowest = np.minimum((block < low).sum(axis=0) + lows, first + kept) - first
+    highest = first + kept - (len(block) - (block > high).sum(axis=0) - highs)
     shares = ((block > low) & (block < high)).astype(np.float64)
-    shares += np.where(at_low, lowest / at_low.sum(axis=0), 0.0)
-    shares += np.where(at_high & (low < high), highest / at_high.sum(axis=0), 0.0)
+    shares += np.where(at_low, lowest / lows, 0.0)
+    shares += np.where(at_high & (low < high), highest / highs, 0.0)
     counts += shares.sum(axis=1)
     return counts

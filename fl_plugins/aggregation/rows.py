@@ -1,7 +1,10 @@
 """The matrix of updates, read a block of columns at a time, and what every rule asks of it first."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,8 @@ from ..errors import PreconditionError, ReplyError, StructureError
 
 BLOCK_COLUMNS = 8_192
 """Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -32,6 +37,15 @@ class Rows(Protocol):
 
         Every array is fresh, C-contiguous and the caller's to overwrite. May be called again.
         """
+        ...
+
+
+@runtime_checkable
+class ReadableRows(Rows, Protocol):
+    """Rows of which any columns can be read at any time, by several threads at once."""
+
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Fill ``out``, ``(n, b)`` of the dtype, with columns ``start:start + b`` of all or some rows."""
         ...
 
 
@@ -76,6 +90,93 @@ class DenseRows:
             columns = slice(start, min(start + max_columns, self._values.shape[1]))
             yield columns, np.array(self._values[:, columns], dtype=self._dtype, order="C")
 
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Copy the columns of all or some rows."""
+        columns = slice(start, start + out.shape[1])
+        for target, row in zip(out, range(len(out)) if rows is None else rows, strict=True):
+            target[:] = self._values[row, columns]
+
+
+class SelectedRows:
+    """Some rows of others, in the order given; nothing is copied until a block is read.
+
+    Parameters
+    ----------
+    rows : Rows
+        ``(n, d)``.
+    selected : NDArray
+        ``(m,)`` indices.
+    """
+
+    def __init__(self, rows: Rows, selected: NDArray[np.intp]) -> None:
+        self._rows = rows
+        self._selected = selected
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, d)``."""
+        return len(self._selected), self._rows.shape[1]
+
+    @property
+    def dtype(self) -> DType:
+        """As the rows'."""
+        return self._rows.dtype
+
+    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Yield fresh blocks of the selected rows."""
+        if not isinstance(self._rows, ReadableRows):
+            for columns, block in self._rows.blocks(max_columns):
+                yield columns, block[self._selected]
+            return
+        d = self._rows.shape[1]
+        for start in range(0, d, max_columns):
+            columns = slice(start, min(start + max_columns, d))
+            fresh: NDArray[Any] = np.empty((len(self._selected), columns.stop - start), self.dtype)
+            self._rows.read_into(start, fresh, self._selected)
+            yield columns, fresh
+
+
+def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
+    """Return ``work(columns, block)`` for every block of ``width`` columns (the last may be narrower).
+
+    With rows that can be read anywhere, one thread per core reads and works; ``work`` must be thread-safe
+    and may overwrite its block, but not keep it: a thread's blocks share one buffer. Results are ordered by
+    column, and so is the first error raised.
+    """
+    d = rows.shape[1]
+    starts = range(0, d, width)
+    threads = min(_num_cores(), len(starts))
+    source, selected = (rows._rows, rows._selected) if isinstance(rows, SelectedRows) else (rows, None)
+    if not isinstance(source, ReadableRows):
+        return [work(columns, block) for columns, block in rows.blocks(width)]
+    buffers = local()
+
+    def one(start: int) -> T:
+        if not hasattr(buffers, "flat"):
+            buffers.flat = aligned(rows.shape[0] * min(width, d), rows.dtype)
+        columns = slice(start, min(start + width, d))
+        size = columns.stop - start
+        block = buffers.flat[: rows.shape[0] * size].reshape(rows.shape[0], size)
+        source.read_into(start, block, selected)
+        return work(columns, block)
+
+    if threads == 1:
+        return [one(start) for start in starts]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, starts))
+
+
+def aligned(size: int, dtype: DType) -> NDArray[Any]:
+    """Return an uninitialised vector at a multiple of 64 bytes, which JAX on a CPU reads without a copy."""
+    raw: NDArray[Any] = np.empty(size * dtype.itemsize + 64, np.uint8)
+    offset = -raw.ctypes.data % 64
+    return raw[offset : offset + size * dtype.itemsize].view(dtype)
+
+
+def _num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
 
 def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
     """Return ``updates`` as :class:`Rows` with at least one row and one column.
@@ -107,15 +208,28 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
         Naming the first row that holds NaN or Inf.
     """
     for columns, block in rows.blocks(BLOCK_COLUMNS):
-        finite = np.isfinite(block)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
-            raise ReplyError(
-                f"{rule}: row {row} of {rows.shape[0]} is {block[row, column]} at column "
-                f"{columns.start + column}, but updates must be finite; quarantine that client's reply "
-                "(non_finite_rows names them)."
-            )
+        require_finite(columns, block, rule=rule)
         yield columns, block
+
+
+def require_finite(columns: slice, block: NDArray[Any], *, rule: str) -> None:
+    """Check one block of all rows.
+
+    Raises
+    ------
+    ReplyError
+        Naming the first row that holds NaN or Inf.
+    """
+    finite = np.empty(block.shape[1], bool)
+    for row, values in enumerate(block):
+        if np.isfinite(values, out=finite).all():
+            continue
+        column = int(finite.argmin())
+        raise ReplyError(
+            f"{rule}: row {row} of {len(block)} is {block[row, column]} at column "
+            f"{columns.start + column}, but updates must be finite; quarantine that client's reply "
+            "(non_finite_rows names them)."
+        )
 
 
 def non_finite_rows(updates: Rows | NDArray[Any]) -> list[int]:

@@ -5,6 +5,7 @@ with an error reply that says what is wrong in one line; the server goes on with
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -15,7 +16,7 @@ from .._flower import CLIENT_APP_ERROR
 from ..errors import ConfigError, FLPluginsError, ReplyError
 from ..records import Layout, from_named, to_named
 from ..seeds import derive_seed
-from ..training import NamedArrays
+from ..training import Dataset, NamedArrays, SharesIdentity, TrainResult, TrainsVirtualClients
 from .config import RunConfig
 from .stack import ClientStack, client_stack, partition
 
@@ -42,15 +43,14 @@ def _train(message: Message, context: Context) -> RecordDict:
     number, received = _read(message)
     stack = client_stack(config)
     partition_id, num_partitions = _partition_of(context)
-    data = partition(config, partition_id, num_partitions).train
     hostile = stack.attack is not None and partition_id < stack.attack.num_byzantine
-    if stack.attack is not None and hostile:
-        data = stack.attack.poison_data(data, num_classes=stack.task.num_classes)
+    if hostile and isinstance(stack.attack, SharesIdentity):
+        partition_id = stack.attack.acts_as(partition_id)
+    data = partition(config, partition_id, num_partitions).train
     seed = derive_seed(config.seed, "train", partition_id, number)
-    result = stack.trainer.train(received, data, seed=seed)
-    arrays = _poison(stack, received, result.arrays, seed=seed) if hostile else result.arrays
+    result = (_train_hostile if hostile else _train_honest)(stack, received, data, seed=seed)
     metrics = MetricRecord({wire.NUM_EXAMPLES: result.num_examples, **result.metrics})
-    return RecordDict({wire.ARRAYS: from_named(arrays), wire.METRICS: metrics})
+    return RecordDict({wire.ARRAYS: from_named(result.arrays), wire.METRICS: metrics})
 
 
 def _evaluate(message: Message, context: Context) -> RecordDict:
@@ -91,13 +91,31 @@ def _partition_of(context: Context) -> tuple[int, int]:
     return int(partition_id), int(num_partitions)
 
 
-def _poison(stack: ClientStack, received: NamedArrays, trained: NamedArrays, *, seed: int) -> NamedArrays:
+def _train_honest(stack: ClientStack, received: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:
+    """Return what the trainer makes of ``data``."""
+    return stack.trainer.train(received, data, seed=seed)
+
+
+def _train_hostile(stack: ClientStack, received: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:
     """Return what a hostile client sends: received + poisoned update, integer arrays as trained."""
-    assert stack.attack is not None
+    attack = stack.attack
+    assert attack is not None
     keys = Layout.of(received).float_keys
-    update = {key: np.asarray(trained[key]) - np.asarray(received[key]) for key in keys}
-    poisoned = stack.attack.poison_update(update, seed=derive_seed(seed, "attack"))
-    return {**trained, **{key: (received[key] + poisoned[key]).astype(received[key].dtype) for key in keys}}
+    attack_seed = derive_seed(seed, "attack")
+    data = attack.poison_data(data, num_classes=stack.task.num_classes)
+    parts = attack.split_data(data, seed=attack_seed) if isinstance(attack, TrainsVirtualClients) else [data]
+    results = [stack.trainer.train(received, part, seed=seed) for part in parts]
+    updates = [
+        {key: np.asarray(result.arrays[key]) - np.asarray(received[key]) for key in keys}
+        for result in results
+    ]
+    if isinstance(attack, TrainsVirtualClients):
+        update = attack.combine_updates(updates, seed=attack_seed)
+    else:
+        (update,) = updates
+    poisoned = attack.poison_update(update, seed=attack_seed)
+    arrays = {key: (received[key] + poisoned[key]).astype(received[key].dtype) for key in keys}
+    return replace(results[0], arrays={**results[0].arrays, **arrays}, num_examples=len(data))
 
 
 app = ClientApp()

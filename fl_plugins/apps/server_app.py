@@ -19,6 +19,7 @@ from ..run_options import EvaluateFn, ManagedStrategy, RunOptions, ignore_event
 from ..runlog.events import EventLog
 from ..seeds import derive_seed
 from ..spec import build, parse
+from ..training import HasGoal
 from .config import RunConfig
 from .stack import ClientStack, client_stack
 
@@ -102,9 +103,15 @@ def _server_evaluation(stack: ClientStack) -> EvaluateFn | None:
     if stack.task.load_test is None:
         return None
     data = stack.task.load_test()
+    attack: object = stack.attack
+    goal = attack.success_data(data) if isinstance(attack, HasGoal) else None
 
     def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
-        return MetricRecord(dict(stack.trainer.evaluate(to_named(arrays), data)))
+        named = to_named(arrays)
+        metrics: dict[str, Any] = dict(stack.trainer.evaluate(named, data))
+        if goal is not None and "accuracy" in metrics:
+            metrics["attack_success_rate"] = stack.trainer.evaluate(named, goal)["accuracy"]
+        return MetricRecord(metrics)
 
     return evaluate
 

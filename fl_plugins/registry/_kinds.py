@@ -15,6 +15,7 @@ class Kind(StrEnum):
 
     STRATEGY = "strategy"
     AGGREGATOR = "aggregator"
+    PREAGGREGATOR = "preaggregator"
     CLIENT = "client"
     TASK = "task"
     ATTACK = "attack"

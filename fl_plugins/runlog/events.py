@@ -13,7 +13,8 @@ stand beside these.
 ``missing``             round, phase, clients (those that did not answer in time)
 ``round_retried``       round, attempt, reason
 ``aggregated``          round, accepted, quarantined, failed (counts), missing (client names),
-                        contribution (weight by client)
+                        contribution (weight by client), rule, fallback (whether it stood in)
+``fallback_used``       round, accepted, rule (that stands in), reason
 ``evaluated``           round, where (``server`` or ``clients``), metrics
 ``checkpoint_saved``    round, path
 ``round_finished``      round, seconds, metrics, sampled, answered, quarantined (counts)
@@ -53,6 +54,7 @@ FIELDS: dict[str, frozenset[str]] = {
         "reply": "round phase client node seconds status reason",
         "round_retried": "round attempt reason",
         "aggregated": "round accepted quarantined failed missing contribution",
+        "fallback_used": "round accepted rule reason",
         "evaluated": "round where metrics",
         "checkpoint_saved": "round path",
         "round_finished": "round seconds metrics sampled answered quarantined",

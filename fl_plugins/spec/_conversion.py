@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any, Literal, NewType, Union
 
+from fl_plugins.errors import UnknownPluginError
 from fl_plugins.registry import Kind, PluginKind, Unresolved
 
 from ._grammar import Spec
@@ -144,14 +145,22 @@ def _choices(hint: Any) -> list[tuple[Any, Any]]:
 
 
 def _convert_union(value: Any, hint: Any, make: MakePlugin, kind: Kind | None) -> Any:
-    """Return ``value`` as the first member that takes it, those of its own type before the others."""
+    """Return ``value`` as the first member that takes it, those of its own type before the others.
+
+    Members may be plugins of several kinds: a name that one kind does not know may be another's.
+    """
     members = sorted(typing.get_args(hint), key=lambda member: _unwrap(member)[0] is not type(value))
     mismatches: list[Mismatch] = []
+    unknown: UnknownPluginError | None = None
     for member in members:
         try:
             return convert(value, member, make, kind)
         except Mismatch as mismatch:
             mismatches.append(mismatch)
+        except UnknownPluginError as error:
+            unknown = error
+    if unknown is not None:
+        raise unknown
     raise Mismatch(describe(hint, kind), wrong_type=all(mismatch.wrong_type for mismatch in mismatches))
 
 

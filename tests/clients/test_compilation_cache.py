@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clients import compilation_cache
-from clients.compilation_cache import _private_directory, default_directory
+from fl_plugins import compilation_cache
+from fl_plugins.compilation_cache import _private_directory, default_directory
 
 ROOT = Path(__file__).parents[2]
 

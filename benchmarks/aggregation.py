@@ -1,0 +1,288 @@
+"""Time and memory of one aggregation, end to end, against flwr's own strategies and byzfl's NumPy kernels.
+
+    python benchmarks/aggregation.py --quick            # n=10, 50 and 100 with d <= 10⁶, three repeats
+    python benchmarks/aggregation.py --write            # the whole grid, into docs/benchmarks/aggregation.md
+
+What is timed for this project and for flwr is ``aggregate_train`` on the same ArrayRecords: reading and
+validating the replies, the rule, and the new ArrayRecord. byzfl has kernels only, so its time leaves all that
+out: it gets a stacked (n, d) array. The contestants take turns within each repeat, so that the machine's
+other load hits all of them; a cell gives medians over the repeats, and ratios of them. The first call, with
+JAX's import and compilation or what the persistent cache holds of it, is reported apart.
+
+Memory is the peak of resident memory (VmHWM) above where it stood when the call began, less the record that
+it returns, as a share of the payload (the bytes of all replies). Linux only.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+import byzfl
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+
+import strategies
+from fl_plugins.records import from_ndarray
+from fl_plugins.testing import InProcessGrid
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = (0.5, 0.2, 0.15, 0.1, 0.05)
+"""The model's arrays, as shares of d."""
+STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The same rule in three libraries; f is the number of hostile clients."""
+
+    ours: Callable[[int, int], Any]
+    flwr: Callable[[int, int], Any] | None
+    byzfl: Callable[[int, int], Any] | None
+
+
+RULES = {
+    "median": Rule(
+        lambda n, f: strategies.Median(), lambda n, f: flower.FedMedian(), lambda n, f: byzfl.Median()
+    ),
+    "trimmed mean": Rule(
+        lambda n, f: strategies.TrimmedMean(num_byzantine=f),
+        lambda n, f: flower.FedTrimmedAvg(beta=(f + 0.5) / n),
+        lambda n, f: byzfl.TrMean(f=f),
+    ),
+    "Krum": Rule(
+        lambda n, f: strategies.Krum(num_byzantine=f),
+        lambda n, f: flower.Krum(num_malicious_nodes=f),
+        lambda n, f: byzfl.Krum(f=f),
+    ),
+    "Multi-Krum": Rule(
+        lambda n, f: strategies.MultiKrum(num_byzantine=f, num_selected=n - f - 2),
+        lambda n, f: flower.MultiKrum(num_malicious_nodes=f, num_nodes_to_select=n - f - 2),
+        lambda n, f: byzfl.MultiKrum(f=f),
+    ),
+    "Bulyan": Rule(
+        lambda n, f: strategies.Bulyan(num_byzantine=f),
+        lambda n, f: flower.Bulyan(num_malicious_nodes=f),
+        None,
+    ),
+    "MeaMed": Rule(lambda n, f: strategies.MeaMed(num_byzantine=f), None, lambda n, f: byzfl.Meamed(f=f)),
+}
+GRID = [(n, d) for n in (10, 50, 100) for d in (100_000, 1_000_000, 10_000_000)]
+QUICK = [(10, 100_000), (10, 1_000_000), (50, 100_000), (50, 1_000_000), (100, 100_000)]
+TARGETS = {
+    (50, 1_000_000): {"median": 10, "trimmed mean": 6, "Krum": 4, "Multi-Krum": 4, "Bulyan": 25},
+    (10, 10_000_000): {"median": 30, "trimmed mean": 30, "Krum": 7, "Bulyan": 40},
+}
+BYZFL_MAX_BYTES = 1 << 30
+"""Larger stacks are not made for byzfl: its Krum needs several times their size."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table; times in seconds, memory as shares of the payload, ``None`` where not run."""
+
+    rule: str
+    n: int
+    d: int
+    ours: float
+    flwr: float | None
+    byzfl: float | None
+    first: float
+    memory: float
+    flwr_memory: float | None
+
+    @property
+    def target(self) -> int | None:
+        return TARGETS.get((self.n, self.d), {}).get(self.rule)
+
+
+# -- The task -------------------------------------------------------------------------------------------
+
+
+def make_arrays(d: int, rng: np.random.Generator, base: list[np.ndarray] | None = None) -> list[np.ndarray]:
+    """Return a model's layers, or a client's: a step of 0.01 away from the model."""
+    sizes = [round(share * d) for share in LAYERS]
+    sizes[0] += d - sum(sizes)
+    drawn = [rng.standard_normal(size, dtype=np.float32) for size in sizes]
+    return drawn if base is None else [b + 0.01 * x for b, x in zip(base, drawn, strict=True)]
+
+
+def to_arrays(layers: list[np.ndarray]) -> dict[str, Array]:
+    return {f"layer{i}": from_ndarray(values) for i, values in enumerate(layers)}
+
+
+def make_reply(message: Message, arrays: dict[str, Array]) -> Message:
+    """Return a reply of its own (flwr empties the records that it aggregates) over the same buffers."""
+    metrics = MetricRecord({"num-examples": 10})
+    return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+
+
+# -- Measuring ------------------------------------------------------------------------------------------
+
+
+def resident(field: str) -> int:
+    """Return ``VmRSS`` or ``VmHWM`` in bytes."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def measured(call: Callable[[], Any], record_bytes: int) -> tuple[float, float]:
+    """Return the seconds that ``call`` takes, and the bytes at its peak beyond what it returns."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = resident("VmRSS")
+    start, cpu = time.perf_counter(), time.process_time()
+    result = call()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = resident("VmHWM") - before
+    del result
+    return seconds, max(peak - record_bytes, 0)
+
+
+def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
+    """Return the results of all rules for one size; the replies are made once."""
+    f = (n - 3) // 4
+    rng = np.random.default_rng(0)
+    base = make_arrays(d, rng)
+    model = ArrayRecord(to_arrays(base))
+    clients = [to_arrays(make_arrays(d, rng, base)) for _ in range(n)]
+    stack = None
+    if n * d * 4 <= BYZFL_MAX_BYTES:
+        stack = np.stack(
+            [np.concatenate([array.numpy().ravel() for array in client.values()]) for client in clients]
+        )
+    results = []
+    with InProcessGrid(lambda message, _: message, n) as grid:
+        for name in names:
+            rule = RULES[name]
+            ours = rule.ours(n, f)
+            messages = list(ours.configure_train(1, model, ConfigRecord(), grid))
+            theirs = None if rule.flwr is None else rule.flwr(n, f)
+            kernel = None if rule.byzfl is None or stack is None else rule.byzfl(n, f)
+
+            def replies(messages: list[Message] = messages) -> list[Message]:
+                return [make_reply(m, client) for m, client in zip(messages, clients, strict=True)]
+
+            start = time.perf_counter()
+            ours.aggregate_train(1, replies())
+            first = time.perf_counter() - start
+            seen: dict[str, list[tuple[float, float]]] = {"ours": [], "flwr": [], "byzfl": []}
+            for _ in range(repeats):
+                given = replies()
+                seen["ours"].append(measured(lambda: ours.aggregate_train(1, given), 4 * d))  # noqa: B023
+                if theirs is not None:
+                    given = replies()
+                    seen["flwr"].append(measured(lambda: theirs.aggregate_train(1, given), 4 * d))  # noqa: B023
+                if kernel is not None:
+                    seen["byzfl"].append(measured(lambda: kernel(stack), 4 * d))  # noqa: B023
+            time_of = {who: statistics.median(t for t, _ in runs) for who, runs in seen.items() if runs}
+            memory_of = {
+                who: statistics.median(m for _, m in runs) / (4 * n * d) for who, runs in seen.items() if runs
+            }
+            results.append(
+                Result(
+                    rule=name,
+                    n=n,
+                    d=d,
+                    ours=time_of["ours"],
+                    flwr=time_of.get("flwr"),
+                    byzfl=time_of.get("byzfl"),
+                    first=first,
+                    memory=memory_of["ours"],
+                    flwr_memory=memory_of.get("flwr"),
+                )
+            )
+            print(table_row(results[-1]), flush=True)
+    return results
+
+
+# -- Reporting ------------------------------------------------------------------------------------------
+
+HEADER = (
+    "| rule | n | d | ours s | flwr s | byzfl kernel s | flwr / ours | byzfl / ours | target | first call s "
+    "| extra memory / payload | flwr's |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def table_row(result: Result) -> str:
+    def seconds(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    def ratio(other: float | None) -> str:
+        return "–" if other is None else f"{other / result.ours:.1f}×"
+
+    target = "–"
+    if result.target and result.flwr:
+        target = f"{result.target}× {'met' if result.flwr / result.ours >= result.target else 'MISSED'}"
+    memory = "–" if result.flwr_memory is None else f"{result.flwr_memory:.2f}"
+    cells = [
+        result.rule,
+        result.n,
+        f"10^{len(str(result.d)) - 1}",
+        seconds(result.ours),
+        seconds(result.flwr),
+        seconds(result.byzfl),
+        ratio(result.flwr),
+        ratio(result.byzfl),
+        target,
+        seconds(result.first),
+        f"{result.memory:.2f}",
+        memory,
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def document(results: list[Result], repeats: int) -> str:
+    return "\n".join(
+        [
+            "# Aggregation: time and memory",
+            "",
+            f"Written by `python benchmarks/aggregation.py --write` on {os.cpu_count()} cores, medians of "
+            f"{repeats} interleaved repeats, float32, f = (n − 3) // 4. Ours and flwr: `aggregate_train` end "
+            "to end on the same ArrayRecords; byzfl: its NumPy kernel alone on a stacked array.",
+            "",
+            HEADER,
+            *map(table_row, results),
+            "",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, three repeats")
+    parser.add_argument("--rules", default=",".join(RULES), help="comma-separated, of: " + ", ".join(RULES))
+    parser.add_argument("--cells", help="such as 50x1000000,10x10000000, instead of the grid")
+    parser.add_argument("--repeats", type=int, help="per contestant")
+    parser.add_argument("--write", action="store_true", help="write docs/benchmarks/aggregation.md")
+    options = parser.parse_args(arguments)
+    cells = QUICK if options.quick else GRID
+    if options.cells:
+        cells = [(int(n), int(d)) for n, d in (cell.split("x") for cell in options.cells.split(","))]
+    repeats = options.repeats or (3 if options.quick else 5)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    print(HEADER, flush=True)
+    results = [result for n, d in cells for result in run_cell(n, d, options.rules.split(","), repeats)]
+    if options.write:
+        target = ROOT / "docs" / "benchmarks" / "aggregation.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(document(results, repeats))
+        print(f"written to {target}")
+    return int(any(r.target and r.flwr and r.flwr / r.ours < r.target for r in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What rules share whose result is a combination of whole rows, Σ aᵢxᵢ.
+
+Such a rule needs the rows only through their inner products. It is therefore solved on n points of n
+coordinates that have the rows' geometry (:func:`embed`) and read the d columns again only to apply the
+coefficients (:func:`combine`): two or three passes over the updates, however many iterations it makes.
+Everything is computed over rows in canonical order, so the order of arrival changes no bit.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ReplyError
+from .rows import Rows, finite_blocks
+
+_FAR = 1e6
+"""A centre whose squared distance to the others is so many times the medoid's costs them digits."""
+
+
+def combine(
+    rows: Rows,
+    order: NDArray[np.intp],
+    coefficients: NDArray[np.float64],
+    *,
+    rule: str,
+    convex: bool = True,
+) -> NDArray[Any]:
+    """Return the ``(d,)`` combination of the rows, in their dtype, accumulated in float64.
+
+    Parameters
+    ----------
+    rows : Rows
+        ``(n, d)``.
+    order : NDArray
+        The canonical order; the rows are summed in it.
+    coefficients : NDArray
+        ``(n,)``, one for each row *in canonical order*. A row with 0 plays no part.
+    rule : str
+        The name in messages.
+    convex : bool
+        Whether the coefficients are >= 0 with sum 1: then no value leaves the range of the rows that count,
+        not even by rounding.
+    """
+    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
+    counted = np.flatnonzero(coefficients)
+    chosen, shares = order[counted], coefficients[counted]
+    for columns, block in finite_blocks(rows, rule=rule):
+        part = block[chosen]
+        total = shares @ part.astype(np.float64)
+        if convex:
+            total = np.clip(total, part.min(axis=0), part.max(axis=0))
+        value[columns] = total
+    return value
+
+
+def to_arrival(order: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``values``, given in canonical order, in order of arrival."""
+    result = np.empty_like(values)
+    result[order] = values
+    return result
+
+
+def as_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return values >= 0 scaled to sum 1; equal shares if all are 0."""
+    total = float(values.sum())
+    return values / total if total > 0 else np.full(len(values), 1.0 / len(values))
+
+
+def row_norms(
+    rows: Rows, order: NDArray[np.intp], *, rule: str, center: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """Return ``(n,)`` Euclidean norms of the rows (minus ``center``, ``(d,)``) in canonical order."""
+    squares = np.zeros(rows.shape[0])
+    with np.errstate(over="ignore"):
+        for columns, block in finite_blocks(rows, rule=rule):
+            wide = block[order].astype(np.float64)
+            if center is not None:
+                wide -= center[columns]
+            squares += np.einsum("ij,ij->i", wide, wide)
+    return np.sqrt(_finite(squares, order, rule=rule))
+
+
+def clip_factors(norms: NDArray[np.float64], max_norm: float) -> NDArray[np.float64]:
+    """Return min(1, max_norm/‖x‖) for each norm; exactly 1 where nothing is clipped."""
+    clipped = norms > max_norm
+    return np.where(clipped, max_norm / np.where(clipped, norms, 1.0), 1.0)
+
+
+def embed(rows: Rows, order: NDArray[np.intp], *, rule: str) -> NDArray[np.float64]:
+    """Return ``(n, n)`` points, in canonical order, that lie to each other as the rows do.
+
+    Guarantees
+    ----------
+    With c the row that is the origin (one in the midst of the majority, whatever a minority sends), inner
+    products of xᵢ − c and xⱼ − c are exact to about n·10⁻¹⁶·‖xᵢ − c‖·‖xⱼ − c‖: a common offset does not
+    matter, and a row that is 10²⁰ times larger than the others costs the others no digit.
+    """
+    center = 0
+    for _ in range(4):
+        gram = _gram(rows, order, center, rule=rule)
+        squares = np.diag(gram)
+        spread = np.median(np.maximum(squares[:, None] + squares - 2.0 * gram, 0.0), axis=1)
+        medoid = int(spread.argmin())
+        if spread[center] <= _FAR * spread[medoid]:
+            break
+        center = medoid
+    return _points(gram)
+
+
+def embed_from(
+    rows: Rows, order: NDArray[np.intp], center: NDArray[Any], *, rule: str
+) -> NDArray[np.float64]:
+    """Return the points of :func:`embed` with ``center``, a ``(d,)`` vector, as the origin."""
+    return _points(_gram(rows, order, center, rule=rule))
+
+
+def _gram(
+    rows: Rows, order: NDArray[np.intp], center: int | NDArray[Any], *, rule: str
+) -> NDArray[np.float64]:
+    """Return ``(n, n)`` inner products of the rows minus a vector, or minus the row at a position."""
+    n = rows.shape[0]
+    gram = np.zeros((n, n))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for columns, block in finite_blocks(rows, rule=rule):
+            wide = block[order].astype(np.float64)
+            wide -= wide[center].copy() if isinstance(center, int) else center[columns]
+            gram += wide @ wide.T
+    _finite(np.diag(gram), order, rule=rule)
+    return gram
+
+
+def _points(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points with these inner products.
+
+    The decomposition is that of the *correlations*: scaling each point by its own norm afterwards keeps the
+    error of a small one relative to itself.
+    """
+    norms = np.sqrt(np.diag(gram))
+    safe = np.where(norms > 0, norms, 1.0)
+    values, vectors = np.linalg.eigh(gram / safe[:, None] / safe)
+    points: NDArray[np.float64] = norms[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
+    return points
+
+
+def _finite(squares: NDArray[np.float64], order: NDArray[np.intp], *, rule: str) -> NDArray[np.float64]:
+    """Return squared norms if float64 holds them all."""
+    beyond = np.flatnonzero(~np.isfinite(squares))
+    if beyond.size:
+        raise ReplyError(
+            f"{rule}: row {order[beyond[0]]} of {len(squares)} has a norm beyond 1e154, the square root of "
+            "float64's range; quarantine that client's reply."
+        )
+    return squares

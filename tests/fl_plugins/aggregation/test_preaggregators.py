@@ -1,0 +1,387 @@
+"""Pre-aggregators and chains: formulas against slow loops, state, contribution, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_plugins.aggregation import (
+    Arc,
+    Bucketing,
+    Caf,
+    CenteredClipping,
+    Chain,
+    Clip,
+    DenseRows,
+    GeometricMedian,
+    Krum,
+    Mda,
+    Mean,
+    Median,
+    NearestNeighborMixing,
+    NormBoundedMean,
+    PreAggregator,
+    RootTrust,
+    Rows,
+    SignMajority,
+    Stateful,
+    TrimmedMean,
+)
+from fl_plugins.aggregation.arc import arc
+from fl_plugins.aggregation.bucketing import bucketing
+from fl_plugins.aggregation.clipping import clip
+from fl_plugins.aggregation.combinations import embed
+from fl_plugins.aggregation.mda import least_diameter_subset
+from fl_plugins.aggregation.mixing import to_dense
+from fl_plugins.aggregation.nearest_neighbor_mixing import nearest_neighbor_mixing
+from fl_plugins.aggregation.root_trust import root_trust
+from fl_plugins.errors import (
+    ConfigError,
+    ConfigTypeError,
+    PreconditionError,
+    ReplyError,
+    StructureError,
+    UnknownPluginError,
+)
+from fl_plugins.registry import Kind
+from fl_plugins.spec import build
+
+STAGES: list[PreAggregator] = [
+    NearestNeighborMixing(num_byzantine=1),
+    Bucketing(size=2),
+    Clip(1.5),
+    Arc(num_byzantine=2),
+]
+every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+cases = st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(0, 10**6))
+"""(f, rows beyond 2f, seed)."""
+
+
+def cohort(n: int, seed: int, d: int = 6, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
+
+
+# -- Formulas -------------------------------------------------------------------------------------------
+
+
+@given(cases)
+def test_nearest_neighbor_mixing_is_the_papers_loop(case):
+    f, more, seed = case
+    rows = cohort(2 * f + more, seed, dtype="float64")
+    expected = []
+    for row in sorted(rows.tolist()):
+        near = sorted(rows.tolist(), key=lambda other: math.dist(row, other))[: len(rows) - f]
+        expected.append([math.fsum(column) / len(near) for column in zip(*near, strict=True)])
+    np.testing.assert_allclose(nearest_neighbor_mixing(rows, num_byzantine=f), expected, rtol=0, atol=1e-14)
+
+
+@given(cases)
+def test_arc_is_the_papers_loop(case):
+    f, more, seed = case
+    rows = cohort(2 * f + more, seed, dtype="float64")
+    n = len(rows)
+    norms = [math.hypot(*row) for row in rows]
+    k = math.floor(2 * f * (n - f) / n)
+    threshold = sorted(norms, reverse=True)[k]
+    expected = [row * min(1, threshold / norm) for row, norm in zip(rows, norms, strict=True)]
+    np.testing.assert_allclose(arc(rows, num_byzantine=f), expected, rtol=1e-14)
+
+
+def test_clipping_leaves_rows_within_the_bound_alone():
+    rows = cohort(20, 0)
+    clipped, norms = clip(rows, max_norm=2.0), np.linalg.norm(rows, axis=1)
+    assert 0 < (norms > 2).sum() < 20
+    np.testing.assert_array_equal(clipped[norms <= 2], rows[norms <= 2])
+    np.testing.assert_allclose(np.linalg.norm(clipped[norms > 2], axis=1), 2, rtol=1e-6)  # float32
+
+
+@given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 50))
+def test_bucketing_uses_every_row_once_and_fills_its_buckets(n, size, number):
+    stage = Bucketing(size=size, seed=4)
+    mixed = stage(DenseRows(cohort(n, n)), state={"round": np.array(number)})
+    counts = (mixed.mixing > 0).sum(axis=1)
+    assert mixed.mixing.shape == (math.ceil(n / size), n) == (stage.num_outputs(n), n)
+    assert ((mixed.mixing > 0).sum(axis=0) == 1).all()
+    assert (counts[:-1] == size).all()
+    np.testing.assert_allclose(mixed.mixing.sum(axis=1), 1)
+    assert mixed.state["round"] == number + 1
+
+
+def test_bucketing_shuffles_anew_every_round_and_for_every_seed_and_repeats_exactly():
+    rows = cohort(12, 1)
+    results = [bucketing(rows, size=3, seed=s, round_number=r).tobytes() for s in range(3) for r in range(3)]
+    assert len(set(results)) == 9
+    assert bucketing(rows, size=3, seed=1, round_number=2).tobytes() == results[5]
+
+
+def test_bucketing_pairs_all_rows_equally_often():
+    """A shuffle is uniform: each of 6 rows meets each other in 1/5 of 400, within 5 standard errors."""
+    stage, meetings = Bucketing(size=2), np.zeros((6, 6))
+    for number in range(400):
+        together = stage(DenseRows(cohort(6, 0)), state={"round": np.array(number)}).mixing > 0
+        meetings += together.T.astype(float) @ together
+    others = meetings[~np.eye(6, dtype=bool)] / 400
+    assert np.abs(others - 0.2).max() < 5 * math.sqrt(0.2 * 0.8 / 400)
+
+
+@every_stage
+@given(st.integers(5, 11), st.integers(0, 10**6))
+def test_the_rows_are_the_mixing_times_the_rows_whatever_the_order(stage, n, seed):
+    rows = cohort(n, seed)
+    order = np.random.default_rng(seed).permutation(n)
+    first, second = stage(DenseRows(rows)), stage(DenseRows(rows[order]))
+    assert isinstance(first.rows, Rows)
+    dense = to_dense(first.rows)
+    np.testing.assert_allclose(dense, first.mixing @ rows.astype(float), rtol=0, atol=1e-6)  # float32
+    assert sorted(dense.tolist()) == sorted(to_dense(second.rows).tolist())
+    assert (first.mixing >= 0).all()
+
+
+@every_stage
+def test_a_preaggregator_refuses_what_a_rule_refuses(stage):
+    with pytest.raises(PreconditionError, match="n=0"):
+        stage(np.zeros((0, 3)))
+    with pytest.raises(PreconditionError, match="n=0"):
+        stage.check(0)
+    with pytest.raises(StructureError, match="d=0"):
+        stage(np.zeros((9, 0)))
+    with pytest.raises(StructureError, match="floats are needed"):
+        stage(np.ones((9, 3), np.int8))
+    rows = cohort(9, 0)
+    rows[4, 2] = np.nan
+    with pytest.raises(ReplyError, match="row 4 of 9 is nan"):
+        stage(rows)
+
+
+@every_stage
+def test_identical_rows_and_huge_rows_are_fine(stage):
+    same = np.tile(cohort(1, 3, dtype="float64") * 0.1, (9, 1))
+    np.testing.assert_array_equal(to_dense(stage(same).rows), same[: stage.num_outputs(9)])
+    huge = cohort(9, 1)
+    huge[0] *= np.float32(1e20)
+    with np.errstate(all="raise", under="ignore"):
+        assert np.isfinite(to_dense(stage(huge).rows)).all()
+
+
+@pytest.mark.parametrize("rule", [NearestNeighborMixing, Arc, Mda, Caf, GeometricMedian])
+@pytest.mark.parametrize(
+    ("f", "error"),
+    [(-1, ConfigError), (True, ConfigTypeError), (1.0, ConfigTypeError), ("1", ConfigTypeError)],
+)
+def test_f_is_a_whole_number_of_clients(rule, f, error):
+    with pytest.raises(error, match=f"num_byzantine={f!r}"):
+        rule(num_byzantine=f)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda value: Clip(value), "max_norm"),
+        (lambda value: NormBoundedMean(max_norm=value), "max_norm"),
+        (lambda value: CenteredClipping(max_norm=value), "max_norm"),
+        (lambda value: SignMajority(step=value), "step"),
+        (lambda value: GeometricMedian(tolerance=value), "tolerance"),
+        (lambda value: GeometricMedian(smoothing=value), "smoothing"),
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, True, "1"])
+def test_lengths_and_tolerances_are_finite_and_positive(make, name, value):
+    with pytest.raises(ConfigTypeError if value is True or value == "1" else ConfigError, match=f"{name}="):
+        make(value)
+
+
+# -- Chains ---------------------------------------------------------------------------------------------
+
+DEFAULT = (
+    "chain(arc(num_byzantine=2), nearest_neighbor_mixing(num_byzantine=2), trimmed_mean(num_byzantine=2))"
+)
+
+
+def test_a_chain_from_text_is_the_chain_from_python_and_the_stages_one_by_one():
+    rows = cohort(9, 5) * np.linspace(0.2, 3, 9, dtype=np.float32)[:, None]
+    chain = Chain(Arc(num_byzantine=2), NearestNeighborMixing(num_byzantine=2), TrimmedMean(num_byzantine=2))
+    assert build(Kind.AGGREGATOR, DEFAULT) == chain
+    assert hash(build(Kind.AGGREGATOR, DEFAULT)) == hash(chain)
+    by_hand = nearest_neighbor_mixing(arc(rows, num_byzantine=2), num_byzantine=2)
+    np.testing.assert_array_equal(chain(rows).value, TrimmedMean(num_byzantine=2)(by_hand).value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "reason"),
+    [
+        ("chain()", ConfigError, "ends with None"),
+        ("chain(arc(num_byzantine=1))", ConfigError, "last stage must be a rule"),
+        ("chain(median(), mean())", ConfigError, "stands before the end"),
+        ("chain(median(), arc(num_byzantine=1))", ConfigError, "stands before the end"),
+        ("chain(ark(num_byzantine=1), mean())", UnknownPluginError, "ark"),
+        ("chain(arc(f=1), mean())", ConfigError, "no parameter 'f'"),
+        ("chain(1, mean())", ConfigTypeError, "preaggregator"),
+    ],
+)
+def test_what_is_no_chain_is_refused(spec, error, reason):
+    with pytest.raises(error, match=reason):
+        build(Kind.AGGREGATOR, spec)
+
+
+def test_a_chain_checks_each_stage_against_what_reaches_it():
+    chain = Chain(Bucketing(size=2), Krum(num_byzantine=1))  # Krum needs 5 buckets
+    chain.check(9)
+    with pytest.raises(PreconditionError, match=r"^chain: n=8 updates but .* krum: n=4 updates"):
+        chain.check(8)
+
+
+def test_contribution_goes_back_to_the_clients():
+    rows = cohort(9, 8, dtype="float64")
+    for stages in ([NearestNeighborMixing(num_byzantine=2)], [Bucketing(size=2), Clip(1e9)]):
+        found = Chain(*stages, Mean())(rows)
+        np.testing.assert_allclose(found.contribution @ rows, found.value, atol=1e-14)
+        assert found.contribution.sum() == pytest.approx(1)
+    outlier = rows.copy()
+    outlier[3] = 1e6
+    for spec in (DEFAULT, "chain(nearest_neighbor_mixing(num_byzantine=2), krum(num_byzantine=2))"):
+        shares = build(Kind.AGGREGATOR, spec)(outlier).contribution
+        assert shares[3] == shares.min() < 0.02
+    down = Chain(Clip(1.0), Mean())(outlier).contribution
+    assert down[3] == down.min() < 1e-5
+
+
+def test_the_state_of_every_stage_is_kept_apart():
+    chain = Chain(Bucketing(size=2), Bucketing(size=1, seed=1), CenteredClipping(max_norm=1.0))
+    assert isinstance(chain, Stateful)
+    initial = chain.initial_state(6, np.dtype(np.float32))
+    assert sorted(initial) == ["0/round", "1/round", "2/center"]
+    rows = cohort(8, 0)
+    first = chain(rows)
+    np.testing.assert_array_equal(first.value, chain(rows, state=initial).value)
+    second = chain(rows, state=first.state)
+    assert (int(second.state["0/round"]), int(second.state["1/round"])) == (2, 2)
+    np.testing.assert_array_equal(second.state["2/center"], second.value)
+    assert (second.value != first.value).any()
+
+
+def test_centered_clipping_goes_on_from_its_centre_and_refuses_another_models():
+    rule, rows = CenteredClipping(max_norm=0.5), np.full((4, 3), 10.0)
+    first = rule(rows)
+    assert np.linalg.norm(first.value) == pytest.approx(0.5)
+    assert np.linalg.norm(rule(rows, state=first.state).value) == pytest.approx(1.0)
+    with pytest.raises(StructureError, match="another model"):
+        rule(rows, state={"center": np.zeros(2)})
+
+
+@given(st.integers(1, 10**6))
+def test_one_row_moves_centered_clipping_by_at_most_its_share(seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(5, 3))
+    changed = rows.copy()
+    changed[2] = rng.normal(size=3) * 10.0 ** rng.integers(0, 20)
+    first, second = (CenteredClipping(max_norm=0.7)(values).value for values in (rows, changed))
+    assert np.linalg.norm(first - second) <= 2 * 0.7 / 5 + 1e-12
+
+
+# -- What the rules share -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e20])
+def test_embedded_points_have_the_distances_of_the_rows(scale):
+    """A common offset of 10⁴ spreads; one row 10²⁰ times as large; in any order of arrival."""
+    rows = cohort(7, 1, d=300).astype(np.float64) + 1e4
+    rows[0] *= scale
+    points = embed(DenseRows(rows), np.arange(7), rule="test")
+    for i in range(1, 7):
+        for j in range(1, 7):
+            # Squares are exact to 1e-13 of the norms' product; a square root halves nothing but digits.
+            assert np.linalg.norm(points[i] - points[j]) == pytest.approx(
+                math.dist(rows[i], rows[j]), rel=1e-6
+            )
+    assert np.linalg.norm(points[0] - points[1]) == pytest.approx(math.dist(rows[0], rows[1]), rel=1e-6)
+
+
+def test_rules_on_inner_products_refuse_norms_beyond_float64s_squares():
+    rows = np.ones((5, 3))
+    rows[1] = 1e200
+    for rule in (GeometricMedian(), Caf(num_byzantine=1), NormBoundedMean(max_norm=1.0)):
+        with pytest.raises(ReplyError, match="row 1 of 5 has a norm beyond 1e154"):
+            rule(rows)
+
+
+def test_a_far_minority_does_not_blur_the_geometric_median_of_the_others():
+    rows = cohort(9, 2, dtype="float64") + 1e3
+    near = GeometricMedian()(np.concatenate([rows, np.full((4, 6), 1e9)])).value
+    far = GeometricMedian()(np.concatenate([rows, np.full((4, 6), 1e20)])).value
+    np.testing.assert_allclose(near, far, rtol=0, atol=1e-6)  # the direction differs by 1e-6 already
+    assert (np.abs(near - 1e3) < 3).all()
+
+
+def test_half_of_the_rows_equal_and_one_more_is_the_geometric_median_exactly():
+    rows = cohort(7, 0)
+    rows[[0, 2, 3, 6]] = rows[0]
+    np.testing.assert_array_equal(GeometricMedian()(rows).value, rows[0])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_the_exact_search_for_the_least_diameter_is_a_search_of_all_subsets(seed, f):
+    from itertools import combinations
+
+    rng = np.random.default_rng(seed)
+    n = 2 * f + int(rng.integers(1, 4))
+    points = rng.integers(0, 4, size=(n, 2)).astype(float)  # many ties
+    distances = ((points[:, None] - points) ** 2).sum(axis=2)
+    best = min(combinations(range(n), n - f), key=lambda s: distances[np.ix_(s, s)].max())
+    assert least_diameter_subset(distances, n - f) == list(best)
+
+
+def test_mda_is_feasible_up_to_its_limit_and_refuses_beyond():
+    rows = np.random.default_rng(0).normal(size=(45, 30))
+    Mda(num_byzantine=20)(rows)
+    with pytest.raises(ConfigError, match="num_byzantine=21 but the exact search ends at 20"):
+        Mda(num_byzantine=21)
+
+
+# -- Root trust -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6))
+def test_root_trust_is_the_papers_loop(seed):
+    rows = cohort(6, seed, dtype="float64")
+    root = np.random.default_rng(seed + 1).normal(size=6)
+    length, total, trust = math.hypot(*root), np.zeros(6), []
+    for row in rows:
+        trust.append(max(0.0, math.fsum(row * root) / math.hypot(*row) / length))
+        total += trust[-1] * length / math.hypot(*row) * row
+    if not any(trust):
+        return
+    found = RootTrust(root_update=root)(rows)
+    np.testing.assert_allclose(found.value, total / math.fsum(trust), atol=1e-13)
+    np.testing.assert_allclose(found.contribution, np.array(trust) / math.fsum(trust), atol=1e-14)
+    assert np.linalg.norm(found.value) <= length * (1 + 1e-12)
+    order = np.random.default_rng(seed).permutation(6)
+    np.testing.assert_array_equal(root_trust(rows[order], root_update=root), found.value)
+
+
+def test_root_trust_refuses_what_gives_no_direction():
+    rows, root = cohort(4, 0), np.ones(6, np.float32)
+    for bad in (-np.abs(rows), np.zeros((3, 6), np.float32)):
+        with pytest.raises(PreconditionError, match="nothing to trust"):
+            root_trust(bad, root_update=root)
+    with pytest.raises(PreconditionError, match="nothing to trust"):
+        root_trust(rows, root_update=0 * root)
+    with pytest.raises(StructureError, match="d=5"):
+        root_trust(rows, root_update=np.ones(5))
+    with pytest.raises(ReplyError, match="NaN"):
+        root_trust(rows, root_update=np.full(6, np.nan))
+    with pytest.raises(PreconditionError, match="n=0"):
+        root_trust(rows[:0], root_update=root)
+
+
+def test_an_update_of_zero_is_not_trusted_and_does_no_harm():
+    rows = np.array([[0.0, 0.0], [0.0, 3.0]])
+    found = RootTrust(root_update=np.array([0.0, 1.0]))(rows)
+    assert found.contribution.tolist() == [0, 1]
+    assert found.value.tolist() == [0, 1]
+
+
+def test_the_median_is_a_rule_and_no_preaggregator():
+    assert not isinstance(Median(), PreAggregator)
+    assert all(isinstance(stage, PreAggregator) for stage in STAGES)
