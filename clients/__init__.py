@@ -7,9 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attacks.backdoor import Backdoor
+    from .attacks.constant import Constant
+    from .attacks.free_rider import FreeRider
     from .attacks.gaussian_noise import GaussianNoise
     from .attacks.label_flip import LabelFlip
+    from .attacks.little_is_enough import LittleIsEnough
+    from .attacks.non_finite import NonFinite
     from .attacks.sign_flip import SignFlip
+    from .attacks.sybil import Sybil
+    from .attacks.zero import Zero
     from .compilation_cache import enable_compilation_cache
     from .layers import Conv, conv_general_dilated, max_pool_2x2
     from .losses import accuracy, softmax_cross_entropy, squared_error
@@ -21,12 +28,19 @@ if TYPE_CHECKING:
     from .tasks.flwr_dataset import flwr_dataset
 
 __all__ = [
+    "Backdoor",
+    "Constant",
     "Conv",
+    "FreeRider",
     "GaussianNoise",
     "LabelFlip",
+    "LittleIsEnough",
+    "NonFinite",
     "Partitioned",
     "SignFlip",
     "Supervised",
+    "Sybil",
+    "Zero",
     "accuracy",
     "breast_cancer",
     "conv_general_dilated",
@@ -41,12 +55,19 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Backdoor": "attacks.backdoor",
+    "Constant": "attacks.constant",
     "Conv": "layers",
+    "FreeRider": "attacks.free_rider",
     "GaussianNoise": "attacks.gaussian_noise",
     "LabelFlip": "attacks.label_flip",
+    "LittleIsEnough": "attacks.little_is_enough",
+    "NonFinite": "attacks.non_finite",
     "Partitioned": "partitioned",
     "SignFlip": "attacks.sign_flip",
     "Supervised": "supervised",
+    "Sybil": "attacks.sybil",
+    "Zero": "attacks.zero",
     "accuracy": "losses",
     "breast_cancer": "tasks.breast_cancer",
     "conv_general_dilated": "layers",

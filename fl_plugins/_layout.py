@@ -175,8 +175,10 @@ class Layout:
         self.check(like, owner="like")
         return {key: floats[key] if key in floats else np.asarray(like[key]) for key in like}
 
-    def cast(self, floats: Mapping[str, Any]) -> NamedArrays:
-        """Return fresh copies of the float arrays in the layout's own dtypes, rounded to nearest.
+    def cast(self, floats: Mapping[str, Any], *, copy: bool = True) -> NamedArrays:
+        """Return the float arrays in the layout's own dtypes, rounded to nearest.
+
+        Fresh copies, unless ``copy`` is false: then arrays that have their dtype are returned themselves.
 
         Raises
         ------
@@ -187,7 +189,7 @@ class Layout:
         for key, _, dtype in self.float_entries:
             values = np.asarray(floats[key])
             with np.errstate(over="ignore", invalid="ignore"):
-                fitted[key] = values.astype(dtype)
+                fitted[key] = values.astype(dtype, copy=copy)
             if not np.isfinite(fitted[key]).all():
                 raise DivergenceError(
                     f"array {key!r}: the largest magnitude {np.abs(values).max():g} does not fit {dtype}; "

@@ -396,11 +396,13 @@ class FederatedStrategy(Strategy):
         layout, base = cohort.layout, cohort.base
         update = layout.split(aggregate.value)
         with np.errstate(over="ignore", invalid="ignore"):
-            if self.server_optimizer is None:
+            if self.server_optimizer is not None:
+                moved = self.server_optimizer.step(_floats(base), update)
+            elif aggregate.state or not aggregate.value.flags.writeable:  # it may be what a rule remembers
                 moved = {key: base[key] + update[key] for key in update}
             else:
-                moved = self.server_optimizer.step(_floats(base), update)
-        floats = layout.cast(moved)
+                moved = {key: np.add(base[key], update[key], out=update[key]) for key in update}
+        floats = layout.cast(moved, copy=False)
         votes = {
             key: combine_integers([reply.arrays[key] for reply in accepted]) for key in layout.other_keys
         }

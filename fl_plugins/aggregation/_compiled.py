@@ -1,7 +1,7 @@
-"""The kernels that JAX compiles: sorting networks over the columns of a block, and a Gram matrix.
+"""The kernels that JAX compiles: sorting networks over the columns of a block.
 
-Importing this imports JAX; ``order_statistics`` and ``distances`` do so when the work is worth it. Nothing
-here assumes a CPU. A network is straight-line code, so XLA makes one vectorised loop of it that reads every
+Importing this imports JAX; ``order_statistics`` does so when the work is worth it. Nothing here assumes a
+CPU. A network is straight-line code, so XLA makes one vectorised loop of it that reads every
 element once. Programs depend on the number of rows and the block's width, never on the model, and are kept
 in the persistent cache (:mod:`fl_plugins.compilation_cache`).
 """
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..compilation_cache import enable_compilation_cache
 from ..dtypes import DType
-from .rows import aligned
 
 BlockKernel = Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]
 Network = Sequence[tuple[int, int]]
@@ -62,24 +61,6 @@ def window_kernel(
         with jax.enable_x64(True):
             return tuple(map(np.asarray, compiled(_borrowed(block))))
 
-    return run
-
-
-@lru_cache(maxsize=16)
-def gram_kernel(n: int, width: int) -> Callable[[NDArray[Any], int], NDArray[Any]]:
-    """Return the compiled float32 Gram matrix, ``(n, n)``, of ``(n, width)`` rows less row ``centre``."""
-
-    def kernel(block: jax.Array, centre: jax.Array) -> jax.Array:
-        moved = block - block[centre]
-        return lax.dot_general(moved, moved, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-    compiled = jax.jit(kernel)
-    enable_compilation_cache()
-
-    def run(block: NDArray[Any], centre: int) -> NDArray[Any]:
-        return np.asarray(compiled(_borrowed(block), np.int32(centre)))
-
-    run(aligned(n * width, np.dtype(np.float32)).reshape(n, width), 0)
     return run
 
 

@@ -27,8 +27,8 @@ COMPILED_MAX_ROWS = 128
 COMPILED_MIN_ELEMENTS = 4_000_000
 """Below n·d of this, NumPy takes some 20 ms: importing JAX and loading a program take longer."""
 
-_COMPILED_BLOCK_ELEMENTS = 1 << 19
-"""2 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
+_COMPILED_BLOCK_ELEMENTS = 1 << 20
+"""4 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
 
 _BLOCKS_PER_INPUT = 32
 """At least: two threads' blocks and flags then stay below 8 % of the input."""
