@@ -60,7 +60,7 @@ def test_strategies_krum_in_an_app_with_stock_clients_survives_a_hostile_one(flw
 def test_an_app_brings_its_own_strategy_and_task_inside_its_bundle(flwr_run: Run, tmp_path: Path) -> None:
     run = flwr_run(ROOT / "examples" / "in_app_plugin", num_supernodes=4, run_dir=str(tmp_path / "run"))
     assert run.status == "finished:completed", run.output
-    assert _events(tmp_path / "run", "run_started")[0]["strategy"] == "midrange()"
+    assert _events(tmp_path / "run", "run_started")[0]["strategy"] == "midrange"
     assert _events(tmp_path / "run", "evaluated")[-1]["metrics"]["accuracy"] > 0.8
 
 
