@@ -28,7 +28,6 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
-import byzfl
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
@@ -36,6 +35,9 @@ from flwr.serverapp import strategy as flower
 import strategies
 from fl_plugins.records import from_ndarray
 from fl_plugins.testing import InProcessGrid
+from fl_plugins.testing.byzfl import load_byzfl
+
+byzfl = load_byzfl()
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (0.5, 0.2, 0.15, 0.1, 0.05)
