@@ -7,7 +7,7 @@ Parameters travel as *named arrays*: a flat ``dict`` from tree path to NumPy arr
 path is the collection: ``params/...`` is trained, ``batch_stats/...`` and ``state/...`` are carried along.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,6 +130,45 @@ class Trainer(Protocol):
 
     def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:
         """Return ``loss`` and the task's metrics, averaged over ``data``'s examples."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortResult:
+    """What training m clients at once gives back; row i of everything is client i's.
+
+    Parameters
+    ----------
+    arrays : NamedArrays
+        New *parameters*, ``(m, ...)`` each: the model's arrays with the clients as first axis.
+    num_examples : NDArray
+        ``(m,)`` int64.
+    metrics : Mapping[str, NDArray]
+        ``(m,)`` float64 each: what :meth:`Trainer.train` reports for one client.
+    """
+
+    arrays: NamedArrays
+    num_examples: NDArray[np.int64]
+    metrics: Mapping[str, NDArray[np.float64]]
+
+
+@runtime_checkable
+class TrainsCohorts(Protocol):
+    """What a :class:`Trainer` may have besides: many clients in one compiled program.
+
+    Client i's part of the result is bit for bit what ``train(arrays, datasets[i], seed=seeds[i])`` returns.
+    """
+
+    def train_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset], *, seeds: Sequence[int]
+    ) -> CohortResult:
+        """Train every client from ``arrays``; raises ``DataError`` if one has no examples."""
+        ...
+
+    def evaluate_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return what ``evaluate`` does, ``(m,)`` per metric."""
         ...
 
 

@@ -44,6 +44,8 @@ class RunConfig:
         Save after every so many rounds; keep the newest so many; both >= 1.
     resume : bool
         Continue from the newest checkpoint in ``run_dir``.
+    virtual_clients : int
+        Number of clients in all, which the SuperNodes host between them; 0: every SuperNode is one client.
 
     Raises
     ------
@@ -68,6 +70,7 @@ class RunConfig:
     checkpoint_every: int = 1
     keep_checkpoints: int = 3
     resume: bool = False
+    virtual_clients: int = 0
 
     @classmethod
     def defaults(cls) -> dict[str, RunConfigValue]:
@@ -110,6 +113,7 @@ class RunConfig:
         for name in ("num_rounds", "evaluate_every", "checkpoint_every", "keep_checkpoints"):
             check_int("run config", _key(name), getattr(self, name), minimum=1)
         check_int("run config", "seed", self.seed, minimum=0)
+        check_int("run config", "virtual-clients", self.virtual_clients, minimum=0)
         check_number("run config", "round-timeout-s", self.round_timeout_s, minimum=0, open_below=True)
 
 
