@@ -14,6 +14,7 @@ it returns, as a share of the payload (the bytes of all replies). Linux only.
 """
 
 import argparse
+import functools
 import gc
 import logging
 import os
@@ -33,6 +34,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import strategy as flower
 
 import strategies
+from fl_plugins.aggregation import Arc, Chain, NearestNeighborMixing, TrimmedMean
 from fl_plugins.records import from_ndarray
 from fl_plugins.testing import InProcessGrid
 from fl_plugins.testing.byzfl import load_byzfl
@@ -52,6 +54,11 @@ class Rule:
     ours: Callable[[int, int], Any]
     flwr: Callable[[int, int], Any] | None
     byzfl: Callable[[int, int], Any] | None
+
+
+def in_turn(*stages: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the function that applies the stages one after the other."""
+    return lambda rows: functools.reduce(lambda value, stage: stage(value), stages, rows)
 
 
 RULES = {
@@ -79,6 +86,34 @@ RULES = {
         None,
     ),
     "MeaMed": Rule(lambda n, f: strategies.MeaMed(num_byzantine=f), None, lambda n, f: byzfl.Meamed(f=f)),
+    "geometric median": Rule(
+        # As many steps as byzfl makes by default; ours otherwise iterates to its tolerance.
+        lambda n, f: strategies.GeometricMedian(max_iterations=3),
+        None,
+        lambda n, f: byzfl.GeometricMedian(),
+    ),
+    "centered clipping": Rule(
+        lambda n, f: strategies.CenteredClipping(max_norm=1.0),
+        None,
+        lambda n, f: byzfl.CenteredClipping(tau=1.0),
+    ),
+    "NNM + trimmed mean": Rule(
+        lambda n, f: strategies.Robust(
+            aggregator=Chain(NearestNeighborMixing(num_byzantine=f), TrimmedMean(num_byzantine=f))
+        ),
+        None,
+        lambda n, f: in_turn(byzfl.NNM(f=f), byzfl.TrMean(f=f)),
+    ),
+    "ARC + NNM + trimmed mean": Rule(
+        lambda n, f: strategies.Robust(
+            aggregator=Chain(
+                Arc(num_byzantine=f), NearestNeighborMixing(num_byzantine=f), TrimmedMean(num_byzantine=f)
+            )
+        ),
+        None,
+        # byzfl's ARC overwrites its input.
+        lambda n, f: in_turn(np.copy, byzfl.ARC(f=f), byzfl.NNM(f=f), byzfl.TrMean(f=f)),
+    ),
 }
 GRID = [(n, d) for n in (10, 50, 100) for d in (100_000, 1_000_000, 10_000_000)]
 QUICK = [(10, 100_000), (10, 1_000_000), (50, 100_000), (50, 1_000_000), (100, 100_000)]

@@ -7,6 +7,7 @@ is viewed in place. Flower brings bfloat16 back as raw ``V2`` bytes; ``Array.dty
 import ast
 import io
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -134,8 +135,14 @@ def _parse_header(data: bytes) -> tuple[str, bool, tuple[int, ...], int]:
     length = int.from_bytes(data[8:start], "little")
     if length > min(_MAX_HEADER_BYTES, len(data) - start):
         raise StructureError(f"the .npy header claims {length} bytes; it is truncated or too long.")
+    return *_parse_text(data[start : start + length]), start + length
+
+
+@lru_cache(maxsize=1024)
+def _parse_text(text: bytes) -> tuple[str, bool, tuple[int, ...]]:
+    """Return what :func:`_parse_header` does of the header's text: the same one in every client's reply."""
     try:
-        header = ast.literal_eval(data[start : start + length].decode("latin1").strip())
+        header = ast.literal_eval(text.decode("latin1").strip())
         descr, fortran_order, shape = header["descr"], header["fortran_order"], header["shape"]
     except (ValueError, TypeError, KeyError, SyntaxError, MemoryError, RecursionError) as error:
         raise StructureError("the .npy header does not parse.") from error
@@ -147,7 +154,7 @@ def _parse_header(data: bytes) -> tuple[str, bool, tuple[int, ...], int]:
         and len(shape) <= 32
     ):
         raise StructureError(f"the .npy header {str(header)[:120]!r} does not describe a plain array.")
-    return descr, fortran_order, shape, start + length
+    return descr, fortran_order, shape
 
 
 def _stored_dtype(descr: str, declared: DType) -> DType:

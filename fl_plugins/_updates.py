@@ -1,6 +1,6 @@
 """What the replies of a round become: rows of updates for the floats, a robust vote for the integers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -64,22 +64,11 @@ class UpdateRows:
         """The layout's ``compute_dtype``."""
         return self._dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield ``(columns, (n, b) fresh array)`` with ``b <= max_columns``, left to right.
-
-        A difference that overflows is ±inf: the kernels refuse it with its row.
-        """
-        n, d = self._shape
-        for start in range(0, d, max_columns):
-            stop = min(start + max_columns, d)
-            block: NDArray[Any] = np.empty((n, stop - start), self._dtype)
-            self.read_into(start, block)
-            yield slice(start, stop), block
-
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Fill ``out`` with columns ``start:start + b`` of all rows, or of some in the order given.
 
-        The columns may span several arrays. Several threads may read at once.
+        The columns may span several arrays. Several threads may read at once. A difference that overflows
+        is ±inf: the kernels refuse it with its row.
         """
         stop = start + out.shape[1]
         first = 0

@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 from numpy.typing import NDArray
 
+from fl_plugins.aggregation.threads import one_blas_thread
 from fl_plugins.errors import ReplyError, StructureError
 from fl_plugins.records import Layout, to_named
 from fl_plugins.training import NamedArrays
@@ -30,6 +31,9 @@ Range = tuple[Any, Any]
 
 _RANGE_ELEMENTS = 1 << 16
 """Elements that are looked at twice while they are in cache."""
+
+_MODERATE = 1e30
+"""What can be added to the root of float32's or float64's largest number without overflow."""
 
 
 @dataclass(frozen=True)
@@ -165,36 +169,47 @@ def _read_arrays(
         layout.check(arrays, owner="the reply")
     except StructureError as error:
         raise ReplyError(str(error)) from error
-    for key in layout.float_keys:
-        narrow = base[key].dtype
-        if key in ranges and _is_surely_finite(arrays[key], ranges[key], layout.compute_dtype, narrow):
-            continue
-        # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
-        with np.errstate(over="ignore", invalid="ignore"):
-            update = np.subtract(arrays[key], base[key], dtype=layout.compute_dtype, casting="unsafe")
-            fits = (
-                np.isfinite(update).all()
-                and np.isfinite(arrays[key].astype(base[key].dtype, copy=False)).all()
-            )
-        if not fits:
-            raise NonFiniteReplyError(
-                f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
-            )
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        _require_finite(arrays, base, ranges, layout)
     return arrays
 
 
-def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:
-    """Whether the ranges alone show that neither ``values − base`` nor ``values`` in ``narrow`` overflow.
+def _require_finite(
+    arrays: NamedArrays, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout
+) -> None:
+    """Raise unless every array, and its difference from ``base``, is finite in the dtypes it will have."""
+    for key in layout.float_keys:
+        if not _is_finite(arrays[key], base[key], ranges.get(key), layout.compute_dtype):
+            raise NonFiniteReplyError(
+                f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
+            )
 
-    Subtraction and its rounding are monotone, so no difference exceeds that of the extremes.
+
+def _is_finite(values: NDArray[Any], base: NDArray[Any], base_range: Range | None, dtype: Any) -> bool:
+    """Whether ``values − base`` in ``dtype``, and ``values`` in the dtype of ``base``, are finite."""
+    if base_range is not None and _is_surely_finite(values, base_range, dtype, base.dtype):
+        return True
+    # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
+    update = np.subtract(values, base, dtype=dtype, casting="unsafe")
+    return bool(np.isfinite(update).all() and np.isfinite(values.astype(base.dtype, copy=False)).all())
+
+
+def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:
+    """Whether little work shows that neither ``values − base`` nor ``values`` in ``narrow`` overflow.
+
+    Usually the sum of squares does, which reads the array once: one that is finite has no term that is not.
+    Else the extremes may: subtraction and its rounding are monotone, so no difference exceeds theirs.
     """
     if values.dtype not in (np.float32, np.float64):
         return False
+    if values.dtype == narrow and -_MODERATE < base[0] <= base[1] < _MODERATE:
+        flat = values.reshape(-1, order="A")
+        if math.isfinite(np.vdot(flat, flat)):
+            return True
     least, greatest = _range(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        extremes = np.subtract([greatest, least], base, dtype=dtype, casting="unsafe")
-        fitted = np.asarray([least, greatest]).astype(narrow)
-    return bool(np.isfinite(extremes).all() and np.isfinite([*fitted, *base]).all())
+    differences = np.subtract([greatest, least], base, dtype=dtype, casting="unsafe")
+    fitted = np.asarray([least, greatest]).astype(narrow)
+    return bool(np.isfinite(differences).all() and np.isfinite([*fitted, *base]).all())
 
 
 def _range(values: NDArray[Any]) -> Range:

@@ -22,7 +22,7 @@ from ..errors import StructureError
 from ..registry import Kind, register
 from .combinations import as_shares, clip_factors, embed_from, row_norms, to_arrival
 from .core import ROBUST, Aggregate, check_count, check_majority, check_positive, validate_unweighted
-from .rows import Rows, canonical_order, finite_blocks
+from .rows import Rows, SelectedRows, block_width, canonical_order, map_blocks
 
 
 @register(
@@ -97,11 +97,14 @@ class CenteredClipping:
                 "belongs to another model."
             )
         order = canonical_order(valid)
-        moves = self._moves(valid, order, center)
+        moves = self._moves(valid, order, center)  # refuses what is not finite
         value: NDArray[Any] = np.empty(d, valid.dtype)
-        for columns, block in finite_blocks(valid, rule=self.name):
+
+        def move(columns: slice, block: NDArray[Any]) -> None:
             at = center[columns].astype(np.float64)
-            value[columns] = at + moves @ (block[order].astype(np.float64) - at)
+            value[columns] = at + np.dot(moves, block - at)
+
+        map_blocks(SelectedRows(valid, order), move, width=block_width(n, d, elements=1 << 18))
         return Aggregate(value, to_arrival(order, as_shares(moves)), {"center": value})
 
     def _moves(self, rows: Rows, order: NDArray[np.intp], center: NDArray[Any]) -> NDArray[np.float64]:

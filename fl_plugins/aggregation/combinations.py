@@ -12,7 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ReplyError
-from .rows import Rows, finite_blocks
+from .gram import inner_products
+from .rows import (
+    Rows,
+    SelectedRows,
+    block_width,
+    finite_blocks,
+    map_blocks,
+    require_finite,
+)
+
+_ELEMENTS = 1 << 20
+"""Values that are read at once."""
+
+_PIECE = 4_096
+"""Columns that are widened to float64 at once; more leave the cache."""
 
 _FAR = 1e6
 """A centre whose squared distance to the others is so many times the medoid's costs them digits."""
@@ -44,13 +58,23 @@ def combine(
     """
     value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     counted = np.flatnonzero(coefficients)
-    chosen, shares = order[counted], coefficients[counted]
-    for columns, block in finite_blocks(rows, rule=rule):
-        part = block[chosen]
-        total = shares @ part.astype(np.float64)
-        if convex:
-            total = np.clip(total, part.min(axis=0), part.max(axis=0))
-        value[columns] = total
+    shares = coefficients[counted]
+    # A float64 sum of float32 values leaves their range by less than rounding to float32 removes.
+    clipped = convex and rows.dtype == np.float64
+
+    def work(columns: slice, block: NDArray[Any]) -> None:
+        for start in range(0, block.shape[1], _PIECE):
+            part = block[:, start : start + _PIECE]
+            total = np.dot(shares, part.astype(np.float64))  # unlike @, dot lets other threads run
+            if clipped:
+                np.clip(total, part.min(axis=0), part.max(axis=0), out=total)
+            value[columns.start + start : columns.start + start + part.shape[1]] = total
+        if not np.isfinite(value[columns]).all():
+            require_finite(columns, block, rule=rule, order=chosen)
+
+    chosen = order[counted]
+    selected = SelectedRows(rows, chosen)
+    map_blocks(selected, work, width=block_width(*selected.shape, elements=_ELEMENTS))
     return value
 
 
@@ -71,13 +95,25 @@ def row_norms(
     rows: Rows, order: NDArray[np.intp], *, rule: str, center: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
     """Return ``(n,)`` Euclidean norms of the rows (minus ``center``, ``(d,)``) in canonical order."""
-    squares = np.zeros(rows.shape[0])
-    with np.errstate(over="ignore"):
-        for columns, block in finite_blocks(rows, rule=rule):
-            wide = block[order].astype(np.float64)
-            if center is not None:
-                wide -= center[columns]
-            squares += np.einsum("ij,ij->i", wide, wide)
+
+    def work(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
+        squares = np.zeros(len(block))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, block.shape[1], _PIECE):
+                wide = block[:, start : start + _PIECE].astype(np.float64)
+                if center is not None:
+                    first = columns.start + start
+                    wide -= center[first : first + wide.shape[1]]
+                squares += np.einsum("ij,ij->i", wide, wide)
+        return squares
+
+    ordered = SelectedRows(rows, order)
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = map_blocks(ordered, work, width=block_width(*rows.shape, elements=_ELEMENTS))
+        squares = np.sum(parts, axis=0)
+    if not np.isfinite(squares).all():  # a row that is not, or a norm beyond float64
+        for _ in finite_blocks(rows, rule=rule):
+            pass
     return np.sqrt(_finite(squares, order, rule=rule))
 
 
@@ -119,13 +155,10 @@ def _gram(
     rows: Rows, order: NDArray[np.intp], center: int | NDArray[Any], *, rule: str
 ) -> NDArray[np.float64]:
     """Return ``(n, n)`` inner products of the rows minus a vector, or minus the row at a position."""
-    n = rows.shape[0]
-    gram = np.zeros((n, n))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for columns, block in finite_blocks(rows, rule=rule):
-            wide = block[order].astype(np.float64)
-            wide -= wide[center].copy() if isinstance(center, int) else center[columns]
-            gram += wide @ wide.T
+    gram = inner_products(rows, order, center=center)
+    if not np.isfinite(gram).all():  # a row that is not, or a norm beyond float64
+        for _ in finite_blocks(rows, rule=rule):
+            pass
     _finite(np.diag(gram), order, rule=rule)
     return gram
 

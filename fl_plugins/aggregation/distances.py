@@ -3,32 +3,19 @@
 The usual ‖x‖² + ‖y‖² − 2⟨x, y⟩ in the input's dtype cancels: on float32 parameters of scale 1 it returns
 negative "squared distances" and a diagonal that is not 0. Here it runs in float64 over updates, and every
 pair for which it would still cancel is computed again from the differences themselves.
-
-Products of float32 blocks would take two thirds of the time (n=50: 106 ms against 156 for 10⁶ columns), but
-their error reaches 9e-6 of ‖x‖² + ‖y‖² where a few values dominate: too much for pairs closer than that. And
-BLAS runs with one thread here, in one thread of ours per core: its own threads wait for each other, and on
-two cores that other programs use too the same product took a hundred times as long.
 """
 
-from functools import cache
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from .core import validate_unweighted
-from .rows import Rows, SelectedRows, canonical_order, finite_blocks, map_blocks
+from .gram import inner_products
+from .rows import Rows, SelectedRows, blocks, canonical_order, finite_blocks
 
 _CANCELLATION = 1e-8
 """A pair whose ‖x−y‖² is below this share of ‖x‖² + ‖y‖² has lost half of float64's digits, or more."""
-
-_COLUMNS = 4_096
-"""Columns of one product; wider blocks leave the cache."""
-
-_BLAS = Lock()
-"""BLAS's number of threads belongs to the process: two that set it in turn would restore each other's."""
 
 
 def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float64]:
@@ -50,11 +37,10 @@ def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float
     """
     rows = validate_unweighted(updates, None, rule="pairwise_squared_distances")
     n = rows.shape[0]
-    # A BLAS may sum differently for another position of a row, so rows always take the same one.
     order = canonical_order(rows)
     ordered = SelectedRows(rows, order)
     with np.errstate(over="ignore", invalid="ignore"):
-        gram = _gram(ordered)
+        gram = inner_products(rows, order)
         norms = np.diag(gram)[:, None] + np.diag(gram)
         distances = norms - 2.0 * gram
         unsafe = np.triu(~(distances > _CANCELLATION * norms), 1)  # NaN (from overflow) is unsafe too
@@ -69,32 +55,12 @@ def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float
     return result
 
 
-def _gram(rows: Rows) -> NDArray[np.float64]:
-    """Return the inner products of the rows, summed over blocks in the order of the columns."""
-
-    def work(_: slice, block: NDArray[Any]) -> NDArray[np.float64]:
-        wide = block.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            product: NDArray[np.float64] = wide @ wide.T
-        return product
-
-    with _BLAS, _controller().limit(limits=1, user_api="blas"):
-        gram: NDArray[np.float64] = np.sum(map_blocks(rows, work, width=_COLUMNS), axis=0)
-    return gram
-
-
-@cache
-def _controller() -> Any:
-    """Return the handle on the libraries that are loaded; finding them takes milliseconds."""
-    return ThreadpoolController()
-
-
 def _direct(rows: SelectedRows, pairs: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return Σ(xᵢ − xⱼ)² for the pairs that the upper-triangular mask marks, in the mask's order."""
     sums = np.zeros(pairs.shape)
     anchors = np.flatnonzero(pairs.any(axis=1))
     with np.errstate(over="ignore"):
-        for _, block in rows.blocks(2048):
+        for _, block in blocks(rows, 2048):
             wide = block.astype(np.float64)
             for i in anchors:
                 difference = wide[pairs[i]] - wide[i]

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ..contracts import Contract
 from ..errors import PreconditionError
 from ..registry import Kind, register
+from .combinations import combine
 from .core import ROBUST, Aggregate, check_count, validate_unweighted
 from .distances import pairwise_squared_distances
-from .rows import BLOCK_COLUMNS, Rows, SelectedRows, canonical_order, map_blocks
+from .rows import Rows, canonical_order
 
 _PAPER = (
     "Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, Section 4"
@@ -64,7 +65,7 @@ class Krum:
         """Combine ``(n, d)`` updates; weights are refused."""
         valid = validate_unweighted(rows, weights, rule=self.name)
         self.check(valid.shape[0])
-        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:1])
+        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:1], rule=self.name)
 
 
 @register(Kind.AGGREGATOR, "multi_krum", paper=_PAPER, contract=ROBUST)
@@ -116,7 +117,7 @@ class MultiKrum:
         n = valid.shape[0]
         self.check(n)
         count = n - self.num_byzantine - 2 if self.num_selected is None else self.num_selected
-        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:count])
+        return _mean_of(valid, rank_by_krum(valid, num_byzantine=self.num_byzantine)[:count], rule=self.name)
 
 
 def krum(updates: Rows | NDArray[Any], *, num_byzantine: int) -> NDArray[Any]:
@@ -167,21 +168,12 @@ def _check_cohort(n: int, num_byzantine: int, *, rule: str) -> None:
         )
 
 
-def _mean_of(rows: Rows, selected: NDArray[np.intp]) -> Aggregate:
+def _mean_of(rows: Rows, selected: NDArray[np.intp], *, rule: str) -> Aggregate:
     """Return the unweighted mean of the selected (finite) rows, summed in their order; of one row, itself."""
-    n, d = rows.shape
-    value: NDArray[Any] = np.empty(d, rows.dtype)
-    wide = rows.dtype == np.float64
-
-    def work(columns: slice, block: NDArray[Any]) -> None:
-        if len(block) == 1:
-            value[columns] = block[0]
-            return
-        mean = block.sum(axis=0, dtype=np.float64) / len(block)
-        # A float64 mean of float32 values is outside their range by less than rounding to float32 removes.
-        value[columns] = np.clip(mean, block.min(axis=0), block.max(axis=0)) if wide else mean
-
-    map_blocks(SelectedRows(rows, selected), work, width=BLOCK_COLUMNS)
-    contribution = np.zeros(n)
-    contribution[selected] = 1.0 / len(selected)
-    return Aggregate(value, contribution)
+    shares = np.zeros(rows.shape[0])
+    shares[selected] = 1.0 / len(selected)
+    if len(selected) > 1:
+        return Aggregate(combine(rows, selected, shares[selected], rule=rule), shares)
+    value: NDArray[Any] = np.empty((1, rows.shape[1]), rows.dtype)
+    rows.read_into(0, value, selected)
+    return Aggregate(value[0], shares)

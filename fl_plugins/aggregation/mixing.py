@@ -1,6 +1,6 @@
 """What a pre-aggregator is and gives: linear combinations of the clients' rows, never stored."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType
 from .core import Stateful
-from .rows import Rows
+from .rows import Rows, blocks
+
+_PIECE = 4_096
+"""Columns that are widened to float64 at once; more leave the cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,14 +88,18 @@ class MixedRows:
         """The dtype of the rows that are mixed."""
         return self._rows.dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield ``(columns, (m, b) fresh array)``, left to right."""
-        for columns, block in self._rows.blocks(max_columns):
-            ordered = block[self._order]
-            mixed = self._matrix @ ordered.astype(np.float64)
-            if self._averages:
-                np.clip(mixed, ordered.min(axis=0), ordered.max(axis=0), out=mixed)
-            yield columns, mixed.astype(self.dtype)
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Read columns of all or some of the mixed rows."""
+        ordered: NDArray[Any] = np.empty((len(self._order), out.shape[1]), self.dtype)
+        self._rows.read_into(start, ordered, self._order)
+        matrix = self._matrix if rows is None else self._matrix[rows]
+        for first in range(0, out.shape[1], _PIECE):
+            part = ordered[:, first : first + _PIECE]
+            mixed = np.dot(matrix, part.astype(np.float64))  # unlike @, dot lets other threads run
+            # A float64 mean of float32 values leaves their range by less than rounding to float32 removes.
+            if self._averages and self.dtype == np.float64:
+                np.clip(mixed, part.min(axis=0), part.max(axis=0), out=mixed)
+            out[:, first : first + _PIECE] = mixed
 
 
 class ScaledRows:
@@ -100,7 +107,6 @@ class ScaledRows:
 
     def __init__(self, rows: Rows, factors: NDArray[np.float64]) -> None:
         self._rows, self._factors = rows, factors
-        self._scaled = np.flatnonzero(factors != 1.0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,12 +118,12 @@ class ScaledRows:
         """The dtype of the rows that are scaled."""
         return self._rows.dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield ``(columns, (n, b) fresh array)``, left to right."""
-        for columns, block in self._rows.blocks(max_columns):
-            for index in self._scaled:
-                block[index] = block[index].astype(np.float64) * self._factors[index]
-            yield columns, block
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Read columns of all or some of the scaled rows."""
+        self._rows.read_into(start, out, rows)
+        for values, factor in zip(out, self._factors if rows is None else self._factors[rows], strict=True):
+            if factor != 1.0:
+                values[:] = values.astype(np.float64) * factor
 
 
 def scaled(rows: Rows, factors: NDArray[np.float64]) -> Mixed:
@@ -135,6 +141,6 @@ def mixed(rows: Rows, order: NDArray[np.intp], matrix: NDArray[np.float64]) -> M
 def to_dense(rows: Rows) -> NDArray[Any]:
     """Return the rows as one ``(n, d)`` array."""
     values: NDArray[Any] = np.empty(rows.shape, rows.dtype)
-    for columns, block in rows.blocks(8_192):
+    for columns, block in blocks(rows, 8_192):
         values[:, columns] = block
     return values

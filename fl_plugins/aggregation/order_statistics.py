@@ -10,7 +10,7 @@ against NumPy's 12–16; n=50 37–68 against 209–229; n=100 122–194 against
 n=10, 1–2 s at n=50, 3–4 s at n=100 and grows as n·log²n, hence the limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from threading import local
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import BLOCK_COLUMNS, Rows, map_blocks, require_finite
+from .rows import Rows, aligned, block_width, map_blocks, require_finite
+from .threads import in_threads
 
 COMPILED_MAX_ROWS = 128
 """Beyond, compiling a network takes tens of seconds."""
@@ -27,11 +28,21 @@ COMPILED_MAX_ROWS = 128
 COMPILED_MIN_ELEMENTS = 4_000_000
 """Below n·d of this, NumPy takes some 20 ms: importing JAX and loading a program take longer."""
 
-_COMPILED_BLOCK_ELEMENTS = 1 << 20
-"""4 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
+_COMPILED_ELEMENTS = 1 << 22
+"""16 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
 
-_BLOCKS_PER_INPUT = 32
-"""At least: two threads' blocks and flags then stay below 8 % of the input."""
+_NUMPY_ELEMENTS = 1 << 18
+"""1 MB: the network goes over a block many times."""
+
+COUNTED_COLUMNS = 1 << 14
+"""So many columns are counted for ``contribution``: a share is then known to half a percent."""
+
+_COUNTED_PIECES = 16
+"""In so many pieces, evenly spread."""
+
+
+Window = tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]
+"""Sum, least and greatest of the kept values of each column."""
 
 
 def trimmed(rows: Rows, *, num_trimmed: int, rule: str) -> Aggregate:
@@ -40,7 +51,8 @@ def trimmed(rows: Rows, *, num_trimmed: int, rule: str) -> Aggregate:
     Guarantees
     ----------
     Summed in float64 in ascending order, and never outside the kept values: the result depends on the rows
-    and not on their order, bit for bit.
+    and not on their order, bit for bit. ``contribution`` is counted on all columns, or
+    where there are more, on :data:`COUNTED_COLUMNS` of them that are spread evenly.
     """
     return _combine(rows, kept=rows.shape[0] - 2 * num_trimmed, moving=False, rule=rule)
 
@@ -60,45 +72,80 @@ def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
     """Apply the NumPy or the compiled kernel to every block."""
     n, d = rows.shape
     first, stop = (0, n) if moving else ((n - kept) // 2, (n + kept) // 2)
-    width = _compiled_width(n, d)
-    compiled = None
-    if width:
-        from ._compiled import window_kernel
 
-        compiled = window_kernel(n, width, rows.dtype, kept, _comparators(n, first, stop), moving=moving)
-    value: NDArray[Any] = np.empty(d, rows.dtype)
-    scratch = local()
+    def window(block: NDArray[Any]) -> Window:
+        ranked = select_ranks(block, first, stop)
+        return _nearest_median(ranked, kept) if moving else _middle(ranked)
 
-    def work(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
-        if compiled is not None and block.shape[1] == width:
-            total, low, high = compiled(block)
-            if not np.isfinite(total).all():  # so it is where a value is not, or where float64 overflows
-                require_finite(columns, block, rule=rule)
-        else:
-            require_finite(columns, block, rule=rule)
-            ranked = select_ranks(block, first, stop)
-            total, low, high = _nearest_median(ranked, kept) if moving else _middle(ranked)
-        mean = (total / kept).astype(rows.dtype)
-        # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
-        np.add(np.clip(mean, low, high), 0.0, out=value[columns])
-        if not hasattr(scratch, "flags"):
-            scratch.flags = np.empty((n, width or BLOCK_COLUMNS), bool)
-        flags = scratch.flags[:, : block.shape[1]]
-        return _kept_counts(block, low, high, kept, None if moving else first, flags)
-
-    counts = np.sum(map_blocks(rows, work, width=width or BLOCK_COLUMNS), axis=0)
+    if 2 <= n <= COMPILED_MAX_ROWS and n * d >= COMPILED_MIN_ELEMENTS:
+        network = _comparators(n, first, stop)
+        value = _compiled_means(rows, kept, network, moving=moving, rule=rule)
+    else:
+        value = _numpy_means(rows, kept, window, rule=rule)
+    counted = _spread(rows)
+    _, low, high = window(counted)
+    counts = _kept_counts(counted, low, high, kept, None if moving else first)
     return Aggregate(value, counts / counts.sum())
 
 
-def _compiled_width(n: int, d: int) -> int:
-    """Return the columns of a compiled kernel's block, a power of 2, or 0 where NumPy is better."""
-    if n < 2 or n > COMPILED_MAX_ROWS or n * d < COMPILED_MIN_ELEMENTS:
-        return 0
-    elements = min(_COMPILED_BLOCK_ELEMENTS, n * d // _BLOCKS_PER_INPUT)
-    return 1 << ((elements // n).bit_length() - 1)
+def _numpy_means(
+    rows: Rows, kept: int, window: Callable[[NDArray[Any]], Window], *, rule: str
+) -> NDArray[Any]:
+    """Return the ``(d,)`` means of the kept values."""
+    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
+
+    def work(columns: slice, block: NDArray[Any]) -> None:
+        require_finite(columns, block, rule=rule)
+        total, low, high = window(block)
+        mean = np.clip((total / kept).astype(rows.dtype), low, high)
+        np.add(mean, 0.0, out=value[columns])  # which of 0.0 and -0.0 is kept depends on arrival
+
+    map_blocks(rows, work, width=block_width(*rows.shape, elements=_NUMPY_ELEMENTS))
+    return value
 
 
-def _middle(ranked: list[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
+def _compiled_means(
+    rows: Rows, kept: int, network: Sequence[tuple[int, int]], *, moving: bool, rule: str
+) -> NDArray[Any]:
+    """Return the ``(d,)`` means of the kept values; a last, narrower block is filled up with 0."""
+    from ._compiled import window_kernel
+
+    n, d = rows.shape
+    width = block_width(n, d, elements=_COMPILED_ELEMENTS)
+    kernel = window_kernel(n, width, rows.dtype, kept, network, moving=moving)
+    value: NDArray[Any] = np.empty(d, rows.dtype)
+    buffers = local()
+
+    def work(start: int) -> None:
+        if not hasattr(buffers, "rows"):
+            buffers.rows = aligned(n * width, rows.dtype).reshape(n, width)
+        size = min(width, d - start)
+        block = buffers.rows[:, :size]
+        rows.read_into(start, block)
+        buffers.rows[:, size:] = 0
+        # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
+        found = np.add(kernel(list(buffers.rows))[:size], 0.0, out=value[start : start + size])
+        if not np.isfinite(found).all():  # so it is where a value is not, or where float64 overflows
+            require_finite(slice(start, start + size), block, rule=rule)
+
+    in_threads(work, range(0, d, width))
+    return value
+
+
+def _spread(rows: Rows) -> NDArray[Any]:
+    """Return all columns, or where there are many, :data:`COUNTED_COLUMNS` of them from all over."""
+    n, d = rows.shape
+    size = min(d, COUNTED_COLUMNS)
+    counted: NDArray[Any] = np.empty((n, size), rows.dtype)
+    pieces = 1 if size == d else _COUNTED_PIECES
+    width = size // pieces
+    for piece in range(pieces):
+        start = piece * (d - width) // max(pieces - 1, 1)
+        rows.read_into(start, counted[:, piece * width : (piece + 1) * width])
+    return counted
+
+
+def _middle(ranked: list[NDArray[Any]]) -> Window:
     """Return sum, least and greatest of the ``ranked`` values; as ``_compiled._middle``."""
     total = ranked[0].astype(np.float64)
     for values in ranked[1:]:
@@ -106,9 +153,7 @@ def _middle(ranked: list[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[An
     return total, ranked[0], ranked[-1]
 
 
-def _nearest_median(
-    ranked: Sequence[NDArray[Any]], kept: int
-) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]:
+def _nearest_median(ranked: Sequence[NDArray[Any]], kept: int) -> Window:
     """Return sum, least and greatest of the ``kept`` nearest the median; as ``_compiled._nearest_median``."""
     start = _window_start(ranked, kept)
     total = np.zeros(start.shape)
@@ -181,26 +226,15 @@ def _comparators(n: int, first: int, stop: int) -> tuple[tuple[int, int], ...]:
 
 
 def _kept_counts(
-    block: NDArray[Any],
-    low: NDArray[Any],
-    high: NDArray[Any],
-    kept: int,
-    start: int | None,
-    inside: NDArray[np.bool_],
+    block: NDArray[Any], low: NDArray[Any], high: NDArray[Any], kept: int, start: int | None
 ) -> NDArray[np.float64]:
     """Return ``(n,)``: how many of each row's values were kept; equal values share what is kept of them.
 
-    ``start`` is the rank of ``low``, ``None`` where the kept values are those nearest the median; ``inside``
-    is overwritten.
+    ``start`` is the rank of ``low``, ``None`` where the kept values are those nearest the median.
     """
-    upper = np.empty(block.shape[1], bool)
-    one_value = np.array_equal(low, high)
-    for row, flags in zip(block, inside, strict=True):
-        if one_value:
-            np.equal(row, low, out=flags)
-        else:
-            np.greater_equal(row, low, out=flags)
-            flags &= np.less_equal(row, high, out=upper)
+    inside = block == low if kept == 1 else block >= low
+    if kept > 1:
+        inside &= block <= high
     counts = np.array([np.count_nonzero(flags) for flags in inside], dtype=np.float64)
     # Where no values tie, what lies between the least and the greatest kept value was kept.
     if counts.sum() == kept * block.shape[1]:

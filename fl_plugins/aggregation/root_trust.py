@@ -14,7 +14,7 @@ from ..contracts import Contract
 from ..errors import PreconditionError, ReplyError, StructureError
 from .combinations import combine, row_norms, to_arrival
 from .core import ROBUST, Aggregate, validate_unweighted
-from .rows import Rows, canonical_order, finite_blocks
+from .rows import Rows, canonical_order, map_finite_blocks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,12 +73,13 @@ class RootTrust:
             raise StructureError(f"{self.name}: root_update has d={root.size} but the updates have d={d}.")
         order = canonical_order(valid)
         norms = row_norms(valid, order, rule=self.name)
-        products, square = np.zeros(n), 0.0
-        for columns, block in finite_blocks(valid, rule=self.name):
+
+        def multiply(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
             part = root[columns].astype(np.float64)
-            products += block[order].astype(np.float64) @ part
-            square += float(part @ part)
-        root_norm = float(np.sqrt(square))
+            return np.append(np.dot(block.astype(np.float64), part), np.dot(part, part))
+
+        totals = np.sum(map_finite_blocks(valid, multiply, rule=self.name, order=order), axis=0)
+        products, root_norm = totals[:-1], float(np.sqrt(totals[-1]))
         safe = np.where(norms > 0, norms, 1.0)
         trust = np.maximum(products / safe / (root_norm or 1.0), 0.0)
         total = float(trust.sum())

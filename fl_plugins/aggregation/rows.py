@@ -1,8 +1,6 @@
 """The matrix of updates, read a block of columns at a time, and what every rule asks of it first."""
 
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from threading import local
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -11,9 +9,16 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType, compute_dtype, is_float
 from ..errors import PreconditionError, ReplyError, StructureError
+from .threads import in_threads
 
 BLOCK_COLUMNS = 8_192
 """Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
+
+_BLOCKS_PER_INPUT = 20
+"""At least: the threads' blocks, and what is computed of them, then stay below 10 % of a large input."""
+
+_LEAST_ELEMENTS = 1 << 17
+"""512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
 T = TypeVar("T")
 
@@ -32,20 +37,11 @@ class Rows(Protocol):
         """Float32 or float64."""
         ...
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield ``(columns, (n, b) array)``, left to right, ``b <= max_columns``.
-
-        Every array is fresh, C-contiguous and the caller's to overwrite. May be called again.
-        """
-        ...
-
-
-@runtime_checkable
-class ReadableRows(Rows, Protocol):
-    """Rows of which any columns can be read at any time, by several threads at once."""
-
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
-        """Fill ``out``, ``(n, b)`` of the dtype, with columns ``start:start + b`` of all or some rows."""
+        """Fill ``out``, ``(n, b)`` of the dtype, with columns ``start:start + b`` of all or some rows.
+
+        Several threads may read at once.
+        """
         ...
 
 
@@ -84,12 +80,6 @@ class DenseRows:
         """Float64 for a float64 array, else float32."""
         return self._dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield copies of the columns."""
-        for start in range(0, self._values.shape[1], max_columns):
-            columns = slice(start, min(start + max_columns, self._values.shape[1]))
-            yield columns, np.array(self._values[:, columns], dtype=self._dtype, order="C")
-
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Copy the columns of all or some rows."""
         columns = slice(start, start + out.shape[1])
@@ -122,48 +112,78 @@ class SelectedRows:
         """As the rows'."""
         return self._rows.dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Yield fresh blocks of the selected rows."""
-        if not isinstance(self._rows, ReadableRows):
-            for columns, block in self._rows.blocks(max_columns):
-                yield columns, block[self._selected]
-            return
-        d = self._rows.shape[1]
-        for start in range(0, d, max_columns):
-            columns = slice(start, min(start + max_columns, d))
-            fresh: NDArray[Any] = np.empty((len(self._selected), columns.stop - start), self.dtype)
-            self._rows.read_into(start, fresh, self._selected)
-            yield columns, fresh
+    def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+        """Read columns of all or some of the selected rows."""
+        self._rows.read_into(start, out, self._selected if rows is None else self._selected[rows])
+
+
+def blocks(rows: Rows, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield ``(columns, (n, b) array)``, left to right, ``b <= max_columns``.
+
+    Every array is fresh, C-contiguous and the caller's to overwrite.
+    """
+    n, d = rows.shape
+    for start in range(0, d, max_columns):
+        stop = min(start + max_columns, d)
+        block: NDArray[Any] = np.empty((n, stop - start), rows.dtype)
+        rows.read_into(start, block)
+        yield slice(start, stop), block
+
+
+def block_width(n: int, d: int, *, elements: int) -> int:
+    """Return the columns of a block, a power of 2: about ``elements`` values, and a small part of the input.
+
+    >>> block_width(10, 10**7, elements=1 << 20), block_width(10, 10**5, elements=1 << 20)
+    (65536, 8192)
+    """
+    wanted = min(elements, max(n * d // _BLOCKS_PER_INPUT, _LEAST_ELEMENTS)) // n
+    return 1 << max(wanted.bit_length() - 1, 8)
 
 
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
     """Return ``work(columns, block)`` for every block of ``width`` columns (the last may be narrower).
 
-    With rows that can be read anywhere, one thread per core reads and works; ``work`` must be thread-safe
-    and may overwrite its block, but not keep it: a thread's blocks share one buffer. Results are ordered by
-    column, and so is the first error raised.
+    One thread per core reads and works; ``work`` must be thread-safe and may overwrite its block, but not
+    keep it: a thread's blocks share one buffer. Results are ordered by column, and so is the first error
+    raised.
     """
-    d = rows.shape[1]
-    starts = range(0, d, width)
-    threads = min(_num_cores(), len(starts))
-    source, selected = (rows._rows, rows._selected) if isinstance(rows, SelectedRows) else (rows, None)
-    if not isinstance(source, ReadableRows):
-        return [work(columns, block) for columns, block in rows.blocks(width)]
+    n, d = rows.shape
     buffers = local()
 
     def one(start: int) -> T:
         if not hasattr(buffers, "flat"):
-            buffers.flat = aligned(rows.shape[0] * min(width, d), rows.dtype)
-        columns = slice(start, min(start + width, d))
-        size = columns.stop - start
-        block = buffers.flat[: rows.shape[0] * size].reshape(rows.shape[0], size)
-        source.read_into(start, block, selected)
+            buffers.flat = aligned(n * min(width, d), rows.dtype)
+        size = min(width, d - start)
+        block = buffers.flat[: n * size].reshape(n, size)
+        rows.read_into(start, block)
+        return work(slice(start, start + size), block)
+
+    return in_threads(one, range(0, d, width))
+
+
+def map_finite_blocks(
+    rows: Rows,
+    work: Callable[[slice, NDArray[Any]], T],
+    *,
+    rule: str,
+    order: NDArray[np.intp] | None = None,
+    elements: int = 1 << 18,
+) -> list[T]:
+    """Return :func:`map_blocks` over blocks of the rows in ``order``, each checked while it is in cache.
+
+    Raises
+    ------
+    ReplyError
+        Naming the first row, as given, that holds NaN or Inf.
+    """
+    n, d = rows.shape
+
+    def checked(columns: slice, block: NDArray[Any]) -> T:
+        require_finite(columns, block, rule=rule, order=order)
         return work(columns, block)
 
-    if threads == 1:
-        return [one(start) for start in starts]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, starts))
+    ordered = rows if order is None else SelectedRows(rows, order)
+    return map_blocks(ordered, checked, width=block_width(n, d, elements=elements))
 
 
 def aligned(size: int, dtype: DType) -> NDArray[Any]:
@@ -171,11 +191,6 @@ def aligned(size: int, dtype: DType) -> NDArray[Any]:
     raw: NDArray[Any] = np.empty(size * dtype.itemsize + 64, np.uint8)
     offset = -raw.ctypes.data % 64
     return raw[offset : offset + size * dtype.itemsize].view(dtype)
-
-
-def _num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
@@ -207,29 +222,32 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    for columns, block in rows.blocks(BLOCK_COLUMNS):
+    for columns, block in blocks(rows, BLOCK_COLUMNS):
         require_finite(columns, block, rule=rule)
         yield columns, block
 
 
-def require_finite(columns: slice, block: NDArray[Any], *, rule: str) -> None:
-    """Check one block of all rows.
+def require_finite(
+    columns: slice, block: NDArray[Any], *, rule: str, order: NDArray[np.intp] | None = None
+) -> None:
+    """Check one block of all rows, which come in ``order``.
 
     Raises
     ------
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    finite = np.empty(block.shape[1], bool)
-    for row, values in enumerate(block):
-        if np.isfinite(values, out=finite).all():
-            continue
-        column = int(finite.argmin())
-        raise ReplyError(
-            f"{rule}: row {row} of {len(block)} is {block[row, column]} at column "
-            f"{columns.start + column}, but updates must be finite; quarantine that client's reply "
-            "(non_finite_rows names them)."
-        )
+    finite = np.isfinite(block)
+    if finite.all():
+        return
+    names = np.arange(len(block)) if order is None else order
+    index = min(np.flatnonzero(~finite.all(axis=1)), key=lambda position: int(names[position]))
+    column = int(finite[index].argmin())
+    raise ReplyError(
+        f"{rule}: row {names[index]} of {len(block)} is {block[index, column]} at column "
+        f"{columns.start + column}, but updates must be finite; quarantine that client's reply "
+        "(non_finite_rows names them)."
+    )
 
 
 def non_finite_rows(updates: Rows | NDArray[Any]) -> list[int]:
@@ -240,7 +258,7 @@ def non_finite_rows(updates: Rows | NDArray[Any]) -> list[int]:
     """
     rows = as_rows(updates, rule="non_finite_rows")
     bad = np.zeros(rows.shape[0], dtype=bool)
-    for _, block in rows.blocks(BLOCK_COLUMNS):
+    for _, block in blocks(rows, BLOCK_COLUMNS):
         bad |= ~np.isfinite(block).all(axis=1)
     return np.flatnonzero(bad).tolist()
 

@@ -10,7 +10,7 @@ from ..contracts import Contract
 from ..registry import Kind, register
 from .combinations import as_shares
 from .core import ROBUST, Aggregate, check_count, check_majority, check_positive, validate_unweighted
-from .rows import Rows, finite_blocks
+from .rows import Rows, map_finite_blocks
 
 
 @register(
@@ -58,15 +58,19 @@ class SignMajority:
     def __call__(self, rows: Rows | NDArray[Any], weights: NDArray[Any] | None = None) -> Aggregate:
         """Combine ``(n, d)`` updates; weights are refused."""
         valid = validate_unweighted(rows, weights, rule=self.name)
-        n, d = valid.shape
-        self.check(n)
-        value: NDArray[Any] = np.empty(d, valid.dtype)
-        agreed = np.zeros(n)
-        for columns, block in finite_blocks(valid, rule=self.name):
-            votes = np.sign(block).astype(np.int8)
-            winner = np.sign(votes.sum(axis=0, dtype=np.int64))
+        self.check(valid.shape[0])
+        value: NDArray[Any] = np.empty(valid.shape[1], valid.dtype)
+
+        def vote(columns: slice, block: NDArray[Any]) -> NDArray[np.intp]:
+            ahead = np.count_nonzero(block > 0, axis=0) - np.count_nonzero(block < 0, axis=0)
+            winner = np.sign(ahead).astype(np.int8)
             value[columns] = self.step * winner
-            agreed += ((votes == winner) & (winner != 0)).sum(axis=1)
+            agreeing: NDArray[np.intp] = np.count_nonzero((np.sign(block) == winner) & (winner != 0), axis=1)
+            return agreeing
+
+        agreed: NDArray[np.float64] = np.sum(
+            map_finite_blocks(valid, vote, rule=self.name), axis=0, dtype=np.float64
+        )
         return Aggregate(value, as_shares(agreed))
 
 

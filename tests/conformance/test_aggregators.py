@@ -3,7 +3,7 @@
 import itertools
 import math
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -372,14 +372,16 @@ def cohort(case: Case, f: int, more: int, seed: int, d: int = 6, dtype: str = "f
 
 
 class Chunked:
-    """The same rows in blocks of at most ``width`` columns."""
+    """The same rows, read at most ``width`` columns at a time."""
 
     def __init__(self, values: np.ndarray, width: int) -> None:
         self.inner, self.width = DenseRows(values), width
         self.shape, self.dtype = self.inner.shape, self.inner.dtype
 
-    def blocks(self, max_columns: int) -> Iterator[tuple[slice, np.ndarray]]:
-        return self.inner.blocks(min(max_columns, self.width))
+    def read_into(self, start: int, out: np.ndarray, rows: np.ndarray | None = None) -> None:
+        for first in range(0, out.shape[1], self.width):
+            part = out[:, first : first + self.width]
+            self.inner.read_into(start + first, part, rows)
 
 
 # -- The suite ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fl_plugins.aggregation.rows import blocks
 from fl_plugins.dtypes import EXTENDED, is_float
 from fl_plugins.errors import DivergenceError, PreconditionError, StructureError
 from fl_plugins.records import (
@@ -329,13 +330,13 @@ def test_unflatten_gives_arrays_that_do_not_share_memory_with_the_vector():
 
 
 def assembled(rows: UpdateRows, max_columns: int) -> np.ndarray:
-    blocks = list(rows.blocks(max_columns))
-    assert [columns.start for columns, _ in blocks] == list(range(0, rows.shape[1], max_columns))
-    for columns, block in blocks:
+    parts = list(blocks(rows, max_columns))
+    assert [columns.start for columns, _ in parts] == list(range(0, rows.shape[1], max_columns))
+    for columns, block in parts:
         assert block.shape == (rows.shape[0], columns.stop - columns.start)
         assert block.flags.writeable
         assert block.flags.c_contiguous
-    return np.concatenate([block for _, block in blocks], axis=1)
+    return np.concatenate([block for _, block in parts], axis=1)
 
 
 @given(models(), st.integers(1, 60), st.randoms(use_true_random=False))
@@ -358,7 +359,7 @@ def test_update_rows_equal_the_differences_for_any_block_size_and_key_order(name
     assert rows.shape == (3, layout.size)
     assert rows.dtype == layout.compute_dtype
     if layout.size == 0:
-        assert not list(rows.blocks(max_columns))
+        assert not list(blocks(rows, max_columns))
         return
     expected = np.array([layout.flatten(reply) - layout.flatten(named) for reply in replies])
     np.testing.assert_array_equal(assembled(rows, max_columns), expected)
@@ -389,7 +390,7 @@ def test_update_rows_leave_received_buffers_alone():
     record = from_named({"w": np.ones(4, np.float32)})
     before = record["w"].data
     rows = UpdateRows(Layout.of(record), to_named(record), [to_named(record)])
-    for _, block in rows.blocks(4):
+    for _, block in blocks(rows, 4):
         block += 1
     assert record["w"].data == before
     np.testing.assert_array_equal(assembled(rows, 4), np.zeros((1, 4)))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_plugins.aggregation import DenseRows, Rows, canonical_order, non_finite_rows
-from fl_plugins.aggregation.rows import BLOCK_COLUMNS, as_rows
+from fl_plugins.aggregation.rows import BLOCK_COLUMNS, as_rows, blocks
 from fl_plugins.errors import PreconditionError, StructureError
 from fl_plugins.records import Layout, UpdateRows
 
@@ -31,7 +31,7 @@ def test_b2_narrow_floats_are_computed_in_float32(dtype, computed):
     values = np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     rows = DenseRows(values)
     assert rows.dtype == computed
-    ((columns, block),) = rows.blocks(10)
+    ((columns, block),) = blocks(rows, 10)
     assert (columns, block.dtype) == (slice(0, 3), computed)
     np.testing.assert_array_equal(block, np.arange(6).reshape(2, 3))
 
@@ -41,7 +41,7 @@ def test_blocks_are_fresh_and_cover_every_column_once(d, max_columns):
     values = np.arange(2.0 * d).reshape(2, d)
     values.flags.writeable = False
     seen = []
-    for columns, block in DenseRows(values).blocks(max_columns):
+    for columns, block in blocks(DenseRows(values), max_columns):
         assert block.shape == (2, columns.stop - columns.start)
         assert block.shape[1] <= max_columns
         assert block.flags.c_contiguous
