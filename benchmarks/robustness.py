@@ -83,6 +83,8 @@ DEFENCES = {
 }
 """Name in the table to spec. A new rule joins by a line here."""
 
+MARKER = "<!-- benchmarks/robustness.py --report --write replaces everything below -->"
+
 RECOMMENDED = "ARC + CAF"
 """What ``strategies.Robust(num_byzantine=f)`` is; a test holds the two together."""
 
@@ -304,9 +306,16 @@ def main() -> None:
     text = report(shown, defences=list(DEFENCES), recommended=RECOMMENDED)
     print(text)
     if options.write:
-        options.write.parent.mkdir(parents=True, exist_ok=True)
-        heading = f"# Robustness\n\n{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\n"
-        options.write.write_text(heading + text)
+        write(options.write, text)
+
+
+def write(page: Path, tables: str) -> None:
+    """Write the tables below the page's marker; what a person wrote above it stays."""
+    above = page.read_text().partition(MARKER)[0] if page.exists() else ""
+    if not above:
+        above = f"# Robustness\n\n{__doc__.split(chr(10) * 2, 2)[2].strip()}\n\n"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{above}{MARKER}\n\n{tables}")
 
 
 if __name__ == "__main__":

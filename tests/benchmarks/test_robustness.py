@@ -107,6 +107,15 @@ def test_the_command_resumes_where_it_was_cut_off_and_writes_its_table(
     assert "| mean | 12.3 |" in page.read_text()
 
 
+def test_tables_are_replaced_and_what_stands_above_them_stays(benchmark: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.md"
+    benchmark.write(page, "first")
+    assert page.read_text().startswith("# Robustness\n\nSetting: n clients")
+    page.write_text("# Said by a person\n\n" + page.read_text()[page.read_text().index(benchmark.MARKER) :])
+    benchmark.write(page, "second")
+    assert page.read_text() == f"# Said by a person\n\n{benchmark.MARKER}\n\nsecond"
+
+
 def test_a_worst_case_of_fewer_cells_than_the_table_is_marked(benchmark: ModuleType) -> None:
     def record(defence: str, attack: str, seed: int, accuracy: float) -> dict[str, object]:
         return {**vars(cell(benchmark, defence, attack, seed=seed)), "accuracy": accuracy}
