@@ -123,7 +123,7 @@ def rule_of(defence: str, *, n: int, f: int) -> Aggregator:
 
 
 def train(cell: Cell) -> dict[str, Any]:
-    """Train a federation under attack."""
+    """Train a federation under attack; a model that has diverged has accuracy 0."""
     n, f = cell.num_clients, cell.num_byzantine
     clean = federation(cell.dataset, cell.heterogeneity, n, cell.seed)
     data = poisoned(clean, cell.attack, f)
@@ -134,6 +134,7 @@ def train(cell: Cell) -> dict[str, Any]:
     state: Any = None
     previous: np.ndarray | None = None
     history: list[Updates] = []
+    diverged = False
     on_device = [jnp.asarray(array) for array in (data.x, data.y, data.sizes)]
     for number in range(cell.rounds):
         decay = 0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * number / cell.rounds))
@@ -143,6 +144,9 @@ def train(cell: Cell) -> dict[str, Any]:
                 parameters, *on_device, seed, np.float32(cell.learning_rate * decay), steps=cell.local_steps
             )
         )
+        if not np.isfinite(everyone).all():
+            diverged = True
+            break
         if attack is None or f == 0:
             rows = everyone
         else:
@@ -159,15 +163,12 @@ def train(cell: Cell) -> dict[str, Any]:
             if len(history) < MIMIC_WARM_UP:
                 history.append(honest)
         bad = non_finite_rows(rows)
-        if len(bad) == len(rows):
-            break  # it has diverged
         result = call_rule(rule, np.delete(rows, bad, axis=0) if bad else rows, state=state)
         state, previous = result.state, result.value
         parameters = (parameters + result.value).astype(np.float32)
-        if not np.isfinite(parameters).all():
-            break
     correct = predict(parameters, clean.test_x) == clean.test_y
-    outcome = {"accuracy": float(np.mean(correct)) if np.isfinite(parameters).all() else 0.0}
+    diverged = diverged or not np.isfinite(parameters).all()
+    outcome = {"accuracy": 0.0 if diverged else float(np.mean(correct))}
     if cell.attack == "backdoor":
         answers = predict(parameters, triggered(clean, clean.test_x))
         outcome["success"] = hostile.success_rate(answers, clean.test_y, target=TARGET)

@@ -61,6 +61,11 @@ def test_a_mean_is_ruined_by_what_the_recommended_rule_bears(benchmark: ModuleTy
     assert accuracy(benchmark.RECOMMENDED, "sign flip ×10") > accuracy("mean", "none") - 0.05 > 0.7
 
 
+@pytest.mark.parametrize("attack", ["none", "sign flip ×10", "IPM*"])
+def test_a_model_that_diverges_has_accuracy_0_and_stops_nothing(benchmark: ModuleType, attack: str) -> None:
+    assert benchmark.run(cell(benchmark, "mean", attack, learning_rate=1e25, rounds=6))["accuracy"] == 0.0
+
+
 def test_the_searched_attack_does_at_least_the_damage_of_its_grid(benchmark: ModuleType) -> None:
     attacks = importlib.import_module("robustness_attacks")
     rng = np.random.default_rng(0)
