@@ -1,6 +1,6 @@
 """Attack × defence × heterogeneity: the accuracy that is left, and each defence's worst case.
 
-    python benchmarks/robustness.py --quick                    # digits, one seed, a few minutes on two cores
+    python benchmarks/robustness.py --quick                    # digits, one seed, about a minute on two cores
     python benchmarks/robustness.py --out results.jsonl        # everything; stop and start it as you like
     python benchmarks/robustness.py --out results.jsonl --report --write docs/benchmarks/robustness.md
 
