@@ -23,6 +23,8 @@ $(INSTALLED): pyproject.toml constraints.txt examples/third_party_plugin/pyproje
 		--editable ".[simulation,datasets,dev]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
 		examples/third_party_plugin
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+		byzfl
 	touch $@
 
 demo: install
