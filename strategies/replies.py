@@ -23,6 +23,10 @@ class NonFiniteReplyError(ReplyError):
     """The reply's parameters are not finite: a broken client, or a model that has diverged for everyone."""
 
 
+class FailedReplyError(ReplyError):
+    """The client says itself that it has no result, and why."""
+
+
 Metrics = dict[str, float | list[float]]
 
 Range = tuple[Any, Any]
@@ -66,12 +70,12 @@ def read_reply(
         dtype, a non-finite value, or a number of examples that is not in ``(0, max_num_examples]``.
     """
     if message.has_error():
-        raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
+        raise failed(message.error.reason)
     arrays: NamedArrays = {}
     if base is not None:
         arrays = _read_arrays(message, base, float_ranges(base) if ranges is None else ranges, layout)
-    metrics = _read_metrics(message)
-    num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
+    metrics = check_metrics(only_metrics(message))
+    num_examples = take_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
 
 
@@ -127,13 +131,23 @@ def _combine(
     return combined
 
 
-def _read_metrics(message: Message) -> Metrics:
-    """Return the reply's only MetricRecord as floats."""
+def failed(reason: str | None) -> FailedReplyError:
+    """Return the error of a client that says that it has failed."""
+    return FailedReplyError(f"the client failed: {_short(reason or 'no reason given')}")
+
+
+def only_metrics(message: Message) -> MetricRecord:
+    """Return the reply's only MetricRecord."""
     records = list(message.content.metric_records.values())
     if len(records) != 1:
         raise ReplyError(f"the reply has {len(records)} MetricRecords, but exactly one is expected")
+    return records[0]
+
+
+def check_metrics(reported: Mapping[str, Any]) -> Metrics:
+    """Return one client's metrics as floats."""
     metrics: Metrics = {}
-    for key, value in records[0].items():
+    for key, value in reported.items():
         numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
         if not all(math.isfinite(number) for number in numbers):
             raise ReplyError(f"metric {key!r} is not finite ({value!r})")
@@ -141,7 +155,7 @@ def _read_metrics(message: Message) -> Metrics:
     return metrics
 
 
-def _read_num_examples(metrics: Metrics, key: str, most: int, *, required: bool) -> float | None:
+def take_num_examples(metrics: Metrics, key: str, most: int, *, required: bool) -> float | None:
     """Take the claimed number of examples out of ``metrics`` and check it."""
     value = metrics.pop(key, None)
     if value is None:
@@ -157,14 +171,25 @@ def _read_arrays(
     message: Message, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout
 ) -> NamedArrays:
     """Return the reply's only ArrayRecord, checked against the model; its update must be finite."""
-    records = list(message.content.array_records.values())
-    if len(records) != 1:
-        raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
     try:
-        arrays = to_named(records[0])
+        arrays = only_arrays(message)
         layout.check(arrays, owner="the reply")
     except StructureError as error:
         raise ReplyError(str(error)) from error
+    check_finite(arrays, base, ranges, layout)
+    return arrays
+
+
+def only_arrays(message: Message) -> NamedArrays:
+    """Return the reply's only ArrayRecord as views; raises ``StructureError`` if it is malformed."""
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
+    return to_named(records[0])
+
+
+def check_finite(arrays: NamedArrays, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout) -> None:
+    """Raise ``NonFiniteReplyError`` unless one client's parameters and their update are finite."""
     for key in layout.float_keys:
         narrow = base[key].dtype
         if key in ranges and _is_surely_finite(arrays[key], ranges[key], layout.compute_dtype, narrow):
@@ -180,7 +205,6 @@ def _read_arrays(
             raise NonFiniteReplyError(
                 f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
             )
-    return arrays
 
 
 def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:

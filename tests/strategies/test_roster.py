@@ -27,21 +27,19 @@ def _stock(message: Message, _: Context) -> Message:
 def test_a_cohort_depends_on_names_and_seed_but_not_on_node_ids(
     order: list[int], size: int, seed: int
 ) -> None:
-    straight = {1000 + index: str(index) for index in range(12)}
-    shuffled = {7 * node + 1: str(index) for node, index in enumerate(order)}
+    straight = {str(index): 1000 + index for index in range(12)}
+    shuffled = {str(index): 7 * node + 1 for node, index in enumerate(order)}
     rng = np.random.default_rng
     one = sample_cohort(straight, size, rng=rng(seed))
     other = sample_cohort(shuffled, size, rng=rng(seed))
-    assert list(one.values()) == list(other.values())
+    assert list(one) == list(other)
     assert len(set(one)) == size
 
 
 def test_every_client_is_sampled_equally_often() -> None:
-    clients = {node: str(node) for node in range(10)}
+    clients = {str(node): node for node in range(10)}
     counts = Counter(
-        name
-        for seed in range(2000)
-        for name in sample_cohort(clients, 3, rng=np.random.default_rng(seed)).values()
+        name for seed in range(2000) for name in sample_cohort(clients, 3, rng=np.random.default_rng(seed))
     )
     # Binomial(2000, 0.3): mean 600, sd 20.5; five sd leave a chance of about 6e-6 for ten names.
     assert max(abs(count - 600) for count in counts.values()) < 5 * 20.5
@@ -54,14 +52,14 @@ def test_numeric_names_sort_by_value() -> None:
 def test_roll_call_learns_names_and_asks_each_node_once() -> None:
     with InProcessGrid(_named, 3) as grid:
         roster = Roster(roll_call=True)
-        assert roster.wait_for(grid, 3, timeout_s=5) == {1: "0", 2: "1", 3: "2"}
+        assert roster.wait_for(grid, 3, timeout_s=5) == {"0": 1, "1": 2, "2": 3}
         roster.wait_for(grid, 3, timeout_s=5)
         assert len(grid.sent) == 3
 
 
 def test_stock_clients_keep_their_node_ids() -> None:
     with InProcessGrid(_stock, 2) as grid:
-        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "node-1", 2: "node-2"}
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {"node-1": 1, "node-2": 2}
 
 
 def test_two_nodes_that_claim_one_name_stay_apart() -> None:
@@ -69,7 +67,7 @@ def test_two_nodes_that_claim_one_name_stay_apart() -> None:
         return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: "0"})}), reply_to=message)
 
     with InProcessGrid(_named, 2, overrides={2: impostor}) as grid:
-        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "0", 2: "0@2"}
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {"0": 1, "0@2": 2}
 
 
 def test_too_few_nodes_end_in_an_error_with_numbers_not_in_an_endless_wait() -> None:
