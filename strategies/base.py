@@ -392,7 +392,7 @@ class FederatedStrategy(Strategy):
         return self.aggregate_rows(rule, rows, weights, base=cohort.base, state=state)
 
     def _folds(self, rule: Aggregator, layout: Layout) -> bool:
-        """Whether replies are summed as they come: the rule, and whoever stands in, need no more than that."""
+        """Whether replies are summed as they come: the rule, and what may stand in, need no more."""
         sees_rows = type(self).aggregate_rows is not FederatedStrategy.aggregate_rows
         return isinstance(rule, Foldable) and not sees_rows and self.fallback is None and layout.size > 0
 

@@ -160,8 +160,8 @@ class Roster:
                 others = [other for other in asked if other != node and disputed[0] in self._claims[other]]
                 raise ConfigError(
                     f"roster: nodes {node} and {others[0]} both claim to host virtual client {disputed[0]} "
-                    f"(of {len(disputed)} that are claimed twice), and nobody can tell who is right; give every "
-                    "SuperNode its own partition-id and all the same num-partitions."
+                    f"(of {len(disputed)} that are claimed twice), and nobody can tell who is right; give "
+                    "every SuperNode its own partition-id and all the same num-partitions."
                 )
             if len(free) < len(ids):
                 refused = [str(client) for client in ids if client in self._held]
