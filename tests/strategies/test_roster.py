@@ -1,6 +1,7 @@
 """Stable names make cohorts reproducible although Flower draws node ids anew in every simulation."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_plugins.errors import QuorumError
+from fl_plugins.errors import ConfigError, QuorumError
 from fl_plugins.testing import InProcessGrid
-from fl_plugins.wire import CLIENT_ID
+from fl_plugins.wire import CLIENT_ID, CLIENT_IDS
 from strategies.roster import Roster, name_order, sample_cohort
 
 
@@ -73,3 +74,60 @@ def test_two_nodes_that_claim_one_name_stay_apart() -> None:
 def test_too_few_nodes_end_in_an_error_with_numbers_not_in_an_endless_wait() -> None:
     with InProcessGrid(_named, 2) as grid, pytest.raises(QuorumError, match=r"2 nodes .* but 5 are needed"):
         Roster().wait_for(grid, 5, timeout_s=0.1)
+
+
+def _hosting(ids: list[int]) -> Any:
+    def host(message: Message, _: Context) -> Message:
+        return Message(RecordDict({"config": ConfigRecord({CLIENT_IDS: ids})}), reply_to=message)
+
+    return host
+
+
+def _look(roster: Roster, grid: InProcessGrid, nodes: list[int]) -> dict[str, int]:
+    """Return the clients while these nodes are connected."""
+    grid.get_node_ids = lambda: nodes  # type: ignore[method-assign]
+    return roster.wait_for(grid, 1, timeout_s=5)
+
+
+def test_the_clients_of_cohort_nodes_are_named_and_ordered_whatever_the_nodes() -> None:
+    with InProcessGrid(_hosting([0, 10, 2]), 2, overrides={1: _hosting([9, 1])}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=11)
+        clients = roster.wait_for(grid, 5, timeout_s=5)
+        assert list(clients.items()) == [("0", 2), ("1", 1), ("2", 2), ("9", 1), ("10", 2)]
+        assert all(map(roster.is_host, (1, 2)))
+        assert roster.wait_for(grid, 5, timeout_s=5) is clients, "nothing is done while nothing changes"
+
+
+def test_a_newcomer_cannot_take_over_clients_that_another_node_hosts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={1: _hosting([0, 1, 2])}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=3)
+        assert _look(roster, grid, [2]) == {"0": 2, "1": 2}
+        assert _look(roster, grid, [1, 2]) == {"0": 2, "1": 2, "2": 1}
+        assert "node 1 claims to host clients 0, 1, which other nodes have had before" in caplog.text
+
+
+def test_a_node_that_starts_again_under_another_id_gets_its_clients_back() -> None:
+    with InProcessGrid(_hosting([0, 1]), 3) as grid:
+        roster = Roster(roll_call=True, virtual_clients=2)
+        assert _look(roster, grid, [3]) == {"0": 3, "1": 3}
+        assert _look(roster, grid, [2, 3]) == {"0": 3, "1": 3}
+        assert _look(roster, grid, [2]) == {"0": 2, "1": 2}
+        assert _look(roster, grid, [2, 3]) == {"0": 2, "1": 2}
+
+
+def test_two_that_claim_a_client_at_the_same_time_are_an_error() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2) as grid, pytest.raises(ConfigError, match="nodes 1 and 2 both"):
+        Roster(roll_call=True, virtual_clients=2).wait_for(grid, 1, timeout_s=5)
+
+
+def test_a_single_client_cannot_call_itself_by_a_virtual_clients_name() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={1: _named}) as grid:
+        clients = Roster(roll_call=True, virtual_clients=2).wait_for(grid, 3, timeout_s=5)
+        assert clients == {"0": 2, "1": 2, "0@1": 1}
+
+
+def test_nobody_hosts_virtual_clients_in_a_run_that_has_none() -> None:
+    with InProcessGrid(_named, 2, overrides={2: _hosting([0, 1])}) as grid:
+        assert Roster(roll_call=True).wait_for(grid, 1, timeout_s=5) == {"0": 1}

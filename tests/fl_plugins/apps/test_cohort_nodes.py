@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
 from fl_plugins import wire
+from fl_plugins.aggregation import streaming
 from fl_plugins.apps import cohort_node
 from fl_plugins.apps.client_app import app as client_app
 from fl_plugins.apps.config import RunConfig
@@ -37,8 +38,8 @@ def _model(key: Any) -> dict[str, Any]:
 
 
 @register(Kind.TASK, "cohort_test_task")
-def cohort_test_task(*, poor: int = -1, counter: bool = False) -> Task:
-    """Return a task whose client ``poor`` has no examples; ``counter``: the model counts its steps."""
+def cohort_test_task(*, poor: int = -1, counter: bool = False, wide: bool = False) -> Task:
+    """Return a task whose client ``poor`` has no examples; the model may count its steps, or be of float64."""
 
     def load(partition_id: int, num_partitions: int) -> ClientData:
         rng = np.random.default_rng([partition_id, num_partitions])
@@ -48,20 +49,22 @@ def cohort_test_task(*, poor: int = -1, counter: bool = False) -> Task:
         return ClientData(data, data.take(np.arange(n)[: n // 2]))
 
     model = Model(init=_model, apply=_model)
-    return Task(name=f"test{counter}", model=model, loss=_model, load_partition=load, num_classes=3)
+    name = "counter" if counter else "wide" if wide else "plain"
+    return Task(name=name, model=model, loss=_model, load_partition=load, num_classes=3)
 
 
 class Plain:
     """Moves by numbers of many magnitudes that depend on data, seed and round."""
 
     def __init__(self, task: Task) -> None:
-        self.counts = task.name == "testTrue"
+        self.counts = task.name == "counter"
+        self.dtype = np.float64 if task.name == "wide" else np.float32
 
     def init(self, *, seed: int) -> NamedArrays:
         rng = np.random.default_rng(seed)
         arrays: NamedArrays = {
-            "params/w": rng.normal(size=(5, 3)).astype(np.float32),
-            "params/b": rng.normal(size=(3,)).astype(np.float32),
+            "params/w": rng.normal(size=(5, 3)).astype(self.dtype),
+            "params/b": rng.normal(size=(3,)).astype(self.dtype),
         }
         return {**arrays, "state/steps": np.array(0)} if self.counts else arrays
 
@@ -71,8 +74,8 @@ class Plain:
         rng = np.random.default_rng(seed)
         step = rng.normal(size=(5, 3)) * 10.0 ** rng.integers(-6, 3, (5, 3)) * data.x.mean()
         new = {
-            "params/w": arrays["params/w"] + step.astype(np.float32),
-            "params/b": arrays["params/b"] + np.float32(data.x.mean()),
+            "params/w": arrays["params/w"] + step.astype(self.dtype),
+            "params/b": arrays["params/b"] + self.dtype(data.x.mean()),
         }
         if self.counts:
             new["state/steps"] = arrays["state/steps"] + len(data)
@@ -175,12 +178,19 @@ def test_the_same_bits_however_clients_are_spread_over_nodes(
     assert bool(Together.calls) == together
 
 
-def test_a_plain_float64_sum_would_not_have_given_the_same_bits() -> None:
-    """The negative control: the updates of these tests are such that grouping matters."""
-    rng = np.random.default_rng(0)
-    terms = rng.normal(size=(N, 1000)) * 10.0 ** rng.integers(-6, 3, (N, 1000))
-    parts = terms[0::2].sum(axis=0) + terms[1::2].sum(axis=0)
-    assert (parts != terms.sum(axis=0)).any()
+def test_float64_models_have_the_same_bits_too_and_a_plain_sum_would_not_have_given_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"task": "cohort_test_task(wide=True)", "strategy": "fedavg"}
+    alone = run(nodes=N, virtual=0, given=given)
+    assert all(bits(alone.arrays) == bits(run(nodes=nodes, given=given).arrays) for nodes in (1, 2, 3, N))
+
+    def plain(high: Any, low: Any, term: Any, scratch: Any) -> None:  # noqa: ARG001
+        high += term
+
+    monkeypatch.setattr(streaming, "_two_sum", plain)
+    one, other = (run(nodes=nodes, given=given) for nodes in (1, 3))
+    assert bits(one.arrays) != bits(other.arrays)
 
 
 def test_a_model_with_integers_has_the_same_bits_too_and_sends_every_update() -> None:
