@@ -7,7 +7,7 @@ anyone's ServerApp and with stock Flower clients, which reply with full paramete
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Unpack, cast
 
 import numpy as np
@@ -25,11 +25,10 @@ from fl_plugins.errors import (
     PreconditionError,
 )
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
-from fl_plugins.run_options import Emit, EvaluateFn, RunOptions, ignore_event
-from fl_plugins.seeds import derive_rng
+from fl_plugins.run_options import Emit, EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
-from .cohort import Cohort, Phase, Tally, make_messages
+from .cohort import Cohort, Tally, make_messages
 from .folding import Fold, nodes_may_sum
 from .options import Settings, StrategyOptions
 from .replies import (
@@ -39,22 +38,13 @@ from .replies import (
     median_metrics,
     to_metric_record,
 )
-from .roster import Roster, sample_cohort
+from .roster import Roster
 from .rounds import run_rounds
 from .rules import Role, RuleState, describe_rule, for_cohort
 from .server_optimizer import ServerOptimizer
+from .session import Phase, Session
 
 logger = logging.getLogger("flwr.fl_plugins")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """What one run gives its strategy."""
-
-    seed: int = 0
-    timeout_s: float = 3600.0
-    roster: Roster = field(default_factory=Roster)
-    emit: Emit = ignore_event
 
 
 class FederatedStrategy(Strategy):
@@ -281,21 +271,11 @@ class FederatedStrategy(Strategy):
         attempt = self._cohort.attempt + 1 if again and self._cohort else 1
         base = to_named(arrays)
         rule = self.aggregator
-        clients: dict[str, int] = {}
-        available = 0
-        if settings.cohort_size(phase, 1) > 0:
-            connected = session.roster.wait_for(
-                grid, settings.min_available_nodes, timeout_s=session.timeout_s
-            )
-            size = settings.cohort_size(phase, len(connected))
-            if size > len(connected):
-                connected = session.roster.wait_for(grid, size, timeout_s=session.timeout_s)
-            if phase == "train":
-                rule = for_cohort(self.aggregator, size)
-                rule.check(size)
-            rng = derive_rng(session.seed, "sample", phase, number, attempt)
-            clients = sample_cohort(connected, size, rng=rng)
-            available = len(connected)
+        connected, size = session.gather(grid, settings, phase)
+        if phase == "train" and size:
+            rule = for_cohort(self.aggregator, size)
+            rule.check(size)
+        clients = session.sample(connected, size, phase=phase, number=number, attempt=attempt)
         layout = Layout.of(base)
         form = self._form(rule, layout) if phase == "train" else None
         hosts = frozenset(filter(session.roster.is_host, clients.values()))
@@ -322,9 +302,13 @@ class FederatedStrategy(Strategy):
             messages=messages,
             started=time.monotonic(),
         )
-        started = "round_started" if phase == "train" else "evaluation_started"
-        sampled = list(clients)
-        session.emit(started, round=number, attempt=attempt, sampled=sampled, available=available)
+        session.emit(
+            "round_started" if phase == "train" else "evaluation_started",
+            round=number,
+            attempt=attempt,
+            sampled=list(clients),
+            available=len(connected),
+        )
         return messages
 
     def _current(self, phase: Phase, number: int) -> Cohort:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
@@ -23,10 +22,9 @@ from .node_replies import Asked, NodeReply, read_node_reply
 from .options import Settings
 from .replies import ClientReply, FailedReplyError, NonFiniteReplyError, Range, float_ranges, read_reply
 from .roster import name_order, name_some
+from .session import Phase
 
 logger = logging.getLogger("flwr.fl_plugins")
-
-Phase = Literal["train", "evaluate"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def clients_in(asked: Mapping[str, Any], ours: Sequence[int]) -> list[int]:
     if unknown := set(clients).difference(ours):
         raise ReplyError(
             f"virtual client {min(unknown)} is asked for, but this node hosts {ours[:3]}… ({len(ours)} "
-            "in all); give all SuperNodes the same num-partitions, and server and nodes the same virtual-clients."
+            "in all); give all SuperNodes the same num-partitions and virtual-clients."
         )
     return clients
 

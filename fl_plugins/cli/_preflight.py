@@ -28,8 +28,8 @@ def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
         build(Kind.STOPPER, config.stop)
     if config.virtual_clients and num_supernodes > config.virtual_clients:
         raise ConfigError(
-            f"simulate: num_supernodes={num_supernodes}, but virtual-clients={config.virtual_clients} leaves some "
-            "of them without any; give fewer --num-supernodes, or none for one per core."
+            f"simulate: num_supernodes={num_supernodes}, but virtual-clients={config.virtual_clients} leaves "
+            "some of them without any; give fewer --num-supernodes, or none for one per core."
         )
     check_cohorts(
         strategy,

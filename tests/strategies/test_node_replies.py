@@ -222,42 +222,35 @@ def test_clients_whose_updates_are_all_not_finite_are_a_model_that_has_diverged(
         else:
             records["arrays"] = {key: value[:0] for key, value in records["arrays"].items()}
 
+    initial = ArrayRecord({key: Array(value) for key, value in MODEL.items()})
+    options = RunOptions(num_rounds=1, roll_call=True, virtual_clients=N)
     for strategy in (FedAvg(), Median()):
         with InProcessGrid(host(change), 2) as grid, pytest.raises(DivergenceError, match="6 of 6"):
-            initial = ArrayRecord({key: Array(value) for key, value in MODEL.items()})
-            strategy.run(grid, initial, RunOptions(num_rounds=1, roll_call=True, virtual_clients=N))
+            strategy.run(grid, initial, options)
 
 
-def test_a_silent_nodes_clients_are_all_missing_and_count_for_the_quorum() -> None:
-    initial = ArrayRecord({key: Array(value) for key, value in MODEL.items()})
-    silent: list[int] = []
+@pytest.mark.parametrize(("quorum", "enough"), [(0.5, True), (0.6, False)])
+def test_a_silent_nodes_clients_are_all_missing_and_count_for_the_quorum(quorum: float, enough: bool) -> None:
+    events: list[dict[str, Any]] = []
 
     def emit(event: str, /, **fields: Any) -> None:
         events.append({"event": event, **fields})
+        if event == "round_started":  # it has answered the roll call, and nothing from now on
+            grid._silent = frozenset([2])
 
-    for quorum, enough in ((0.5, True), (0.6, False)):
-        events: list[dict[str, Any]] = []
-        options = RunOptions(
-            num_rounds=1, roll_call=True, virtual_clients=N, timeout_s=0.2, emit=emit, client_evaluation=False
-        )
-        strategy = FedAvg(quorum=quorum, max_attempts=1)
-        with InProcessGrid(host(), 2) as grid:
-            silent = [2]
-            inner = grid.pull_messages
-
-            def pull(ids: Any, grid: Any = grid, inner: Any = inner) -> Any:
-                if any(m.metadata.message_type == "train" for m in grid.sent):
-                    grid._silent = frozenset(silent)
-                return inner(ids)
-
-            grid.pull_messages = pull  # type: ignore[method-assign]
-            if enough:
+    options = RunOptions(
+        num_rounds=1, roll_call=True, virtual_clients=N, timeout_s=0.2, emit=emit, client_evaluation=False
+    )
+    strategy = FedAvg(quorum=quorum, max_attempts=1)
+    initial = ArrayRecord({key: Array(value) for key, value in MODEL.items()})
+    with InProcessGrid(host(), 2) as grid:
+        if enough:
+            strategy.run(grid, initial, options)
+        else:
+            with pytest.raises(QuorumError, match="3 of 6"):
                 strategy.run(grid, initial, options)
-            else:
-                with pytest.raises(QuorumError, match="3 of 6"):
-                    strategy.run(grid, initial, options)
-        [missing] = [event["clients"] for event in events if event["event"] == "missing"]
-        assert missing == ["1", "3", "5"]
+    [missing] = [event["clients"] for event in events if event["event"] == "missing"]
+    assert missing == ["1", "3", "5"]
 
 
 def test_two_nodes_that_claim_the_same_clients_at_the_start_end_the_run_before_a_message_leaves() -> None:

@@ -39,7 +39,7 @@ def _model(key: Any) -> dict[str, Any]:
 
 @register(Kind.TASK, "cohort_test_task")
 def cohort_test_task(*, poor: int = -1, counter: bool = False, wide: bool = False) -> Task:
-    """Return a task whose client ``poor`` has no examples; the model may count its steps, or be of float64."""
+    """Return a task whose client ``poor`` has no examples; its model may count steps, or be of float64."""
 
     def load(partition_id: int, num_partitions: int) -> ClientData:
         rng = np.random.default_rng([partition_id, num_partitions])
@@ -185,7 +185,7 @@ def test_float64_models_have_the_same_bits_too_and_a_plain_sum_would_not_have_gi
     alone = run(nodes=N, virtual=0, given=given)
     assert all(bits(alone.arrays) == bits(run(nodes=nodes, given=given).arrays) for nodes in (1, 2, 3, N))
 
-    def plain(high: Any, low: Any, term: Any, scratch: Any) -> None:  # noqa: ARG001
+    def plain(high: Any, low: Any, term: Any, scratch: Any) -> None:
         high += term
 
     monkeypatch.setattr(streaming, "_two_sum", plain)

@@ -36,18 +36,18 @@ def scale_test_task() -> Task:
 
 
 class _Tiny:
-    def init(self, *, seed: int) -> NamedArrays:  # noqa: ARG002
+    def init(self, *, seed: int) -> NamedArrays:
         return {"w": np.zeros(3, np.float32)}
 
-    def train(self, arrays: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:  # noqa: ARG002
+    def train(self, arrays: NamedArrays, data: Dataset, *, seed: int) -> TrainResult:
         return TrainResult(arrays={"w": arrays["w"] + data.x[0]}, num_examples=len(data), metrics={})
 
-    def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:
         return {"loss": float(data.x[0, 0])}
 
 
 @register(Kind.CLIENT, "scale_test_trainer")
-def scale_test_trainer(task: Task) -> _Tiny:  # noqa: ARG001
+def scale_test_trainer(task: Task) -> _Tiny:
     """Return a trainer that adds a client's number to the parameters."""
     return _Tiny()
 
