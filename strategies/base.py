@@ -41,7 +41,7 @@ from .replies import (
 from .roster import Roster
 from .rounds import run_rounds
 from .rules import Role, RuleState, describe_rule, for_cohort
-from .server_optimizer import ServerOptimizer
+from .server_optimizer import ServerOptimizer, floats_of, step
 from .session import Phase, Session
 
 logger = logging.getLogger("flwr.fl_plugins")
@@ -149,7 +149,9 @@ class FederatedStrategy(Strategy):
         cohort.require_quorum(self.tally, self.settings.quorum)
         role, rule = self._rule_for(cohort, len(accepted))
         aggregate = self._aggregate(cohort, accepted, role, rule, fold)
-        parameters = self._step(cohort, accepted, aggregate)
+        parameters = step(cohort.layout, cohort.base, aggregate, optimizer=self.server_optimizer)
+        for key in cohort.layout.other_keys:
+            parameters[key] = combine_integers([reply.arrays[key] for reply in accepted])
         self._rule_state.keep(role, aggregate.state)
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
         self._session.emit(
@@ -160,7 +162,8 @@ class FederatedStrategy(Strategy):
             rule=rule.name,
             fallback=role == "fallback",
         )
-        return from_named(parameters), to_metric_record(self._combine_metrics(accepted))
+        ordered = {key: parameters[key] for key in cohort.base}
+        return from_named(ordered), to_metric_record(self._combine_metrics(accepted))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -232,7 +235,7 @@ class FederatedStrategy(Strategy):
         if parameters:
             rules.check(Layout.of(parameters), {"aggregator": self.aggregator, "fallback": self.fallback})
         if self.server_optimizer is not None:
-            self.server_optimizer.restore(_floats(parameters), rest)
+            self.server_optimizer.restore(floats_of(parameters), rest)
         self._rule_state = rules
 
     def describe(self) -> str:
@@ -385,31 +388,9 @@ class FederatedStrategy(Strategy):
         sums = self._folds(rule, layout) and nodes_may_sum(layout, self.settings, weighted=self._weighted)
         return wire.SUM if sums else wire.EACH
 
-    def _step(self, cohort: Cohort, accepted: Sequence[ClientReply], aggregate: Aggregate) -> NamedArrays:
-        """Return the new parameters."""
-        layout, base = cohort.layout, cohort.base
-        update = layout.split(aggregate.value)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.server_optimizer is not None:
-                moved = self.server_optimizer.step(_floats(base), update)
-            elif aggregate.state or not aggregate.value.flags.writeable:  # it may be what a rule remembers
-                moved = {key: base[key] + update[key] for key in update}
-            else:
-                moved = {key: np.add(base[key], update[key], out=update[key]) for key in update}
-        floats = layout.cast(moved, copy=False)
-        votes = {
-            key: combine_integers([reply.arrays[key] for reply in accepted]) for key in layout.other_keys
-        }
-        return {key: floats[key] if key in floats else votes[key] for key in base}
-
     def _combine_metrics(self, accepted: Sequence[ClientReply]) -> Metrics:
         """Average metrics under a linear rule; take medians where clients are not trusted."""
         if self.aggregator.contract.access is Access.EVERY_UPDATE:
             return median_metrics(accepted)
         weights = self._weights(accepted)
         return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
-
-
-def _floats(parameters: NamedArrays) -> NamedArrays:
-    """Return the floating-point arrays of ``parameters``."""
-    return {key: parameters[key] for key in Layout.of(parameters).float_keys}

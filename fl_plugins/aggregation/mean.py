@@ -13,10 +13,7 @@ from ..errors import PreconditionError
 from ..registry import Kind, register
 from .core import Aggregate, validate
 from .rows import Rows, map_blocks, require_finite
-from .streaming import WeightedSum, power_of_two_above
-
-_COLUMNS = 4_096
-"""Columns at a time, so that a block's sum stays in cache."""
+from .streaming import WeightedSum, block_width, power_of_two_above
 
 _CONTRACT = Contract(access=Access.SUM, weighting=Weighting.EXAMPLES)
 
@@ -59,7 +56,7 @@ class Mean:
             require_finite(columns, block, rule=self.name)
             total.add_block(columns, block, scaled)
 
-        map_blocks(valid, add, width=_COLUMNS)
+        map_blocks(valid, add, width=block_width(n))
         return self.from_sum(total, scaled, dtype=valid.dtype)
 
     def from_sum(self, total: WeightedSum, weights: NDArray[np.float64], *, dtype: DType) -> Aggregate:

@@ -31,6 +31,14 @@ from .rows import Rows, map_blocks
 _COLUMNS = 4_096
 """Columns at a time: six float64 vectors of them stay in a core's second-level cache."""
 
+_BLOCK_ELEMENTS = 1 << 20
+"""Elements that a thread reads at once if there are few rows: handing out work costs tens of microseconds."""
+
+
+def block_width(n: int) -> int:
+    """Return how many columns of ``n`` rows to read at once."""
+    return max(_COLUMNS, _BLOCK_ELEMENTS // max(n, 1))
+
 
 class WeightedSum:
     """A running Σ wᵢ·xᵢ over ``(d,)`` in O(d) memory, however many rows are added.
@@ -62,19 +70,25 @@ class WeightedSum:
         return cls(np.zeros(d), np.zeros(d))
 
     def add_block(self, columns: slice, block: NDArray[Any], weights: NDArray[np.float64]) -> None:
-        """Add ``weights @ block`` to some columns; ``block`` is ``(n, b)`` and left as it is.
+        """Add ``weights @ block`` to ``b`` adjacent columns; ``block`` is ``(n, b)`` and left as it is.
 
         Several threads may add to different columns at once.
         """
-        high, low = self.high[columns], self.low[columns]
-        term, scratch = np.empty_like(high), (np.empty_like(high), np.empty_like(high))
-        for row, weight in zip(block, weights.tolist(), strict=True):
-            np.multiply(row, weight, out=term, dtype=np.float64)
-            _two_sum(high, low, term, scratch)
+        factors = weights.tolist()
+        for start in range(0, block.shape[1], _COLUMNS):
+            part = block[:, start : start + _COLUMNS]
+            place = slice(columns.start + start, columns.start + start + part.shape[1])
+            high, low = self.high[place], self.low[place]
+            term, scratch = np.empty_like(high), (np.empty_like(high), np.empty_like(high))
+            with np.errstate(over="ignore", invalid="ignore"):
+                for row, factor in zip(part, factors, strict=True):
+                    np.multiply(row, factor, out=term, dtype=np.float64)
+                    _two_sum(high, low, term, scratch)
 
     def add_rows(self, rows: Rows, weights: NDArray[np.float64]) -> None:
         """Add ``(n, d)`` rows with ``(n,)`` weights, on all cores."""
-        map_blocks(rows, lambda columns, block: self.add_block(columns, block, weights), width=_COLUMNS)
+        width = block_width(rows.shape[0])
+        map_blocks(rows, lambda columns, block: self.add_block(columns, block, weights), width=width)
 
     def merge(self, other: "WeightedSum", *, scale: float = 1.0) -> None:
         """Add ``scale`` times another sum, a power of two; the other is left as it is.
@@ -93,8 +107,9 @@ class WeightedSum:
             part = slice(start, start + _COLUMNS)
             high, low = self.high[part], self.low[part]
             scratch = (np.empty_like(high), np.empty_like(high))
-            _two_sum(high, low, other.high[part] * scale, scratch)
-            low += other.low[part] * scale
+            with np.errstate(over="ignore", invalid="ignore"):
+                _two_sum(high, low, other.high[part] * scale, scratch)
+                low += other.low[part] * scale
 
     def divided_by(self, total: float, dtype: DType) -> NDArray[Any]:
         """Return the sum divided by ``total``, ``(d,)`` of ``dtype``, for example a mean; a fresh array."""
@@ -124,12 +139,11 @@ def _two_sum(
 ) -> None:
     """Add ``term``, which is overwritten, to ``high``, and what rounding loses to ``low``."""
     total, part = scratch
-    with np.errstate(over="ignore", invalid="ignore"):
-        np.add(high, term, out=total)
-        np.subtract(total, high, out=part)  # the term as it was added
-        np.subtract(term, part, out=term)  # what of the term is missing
-        np.subtract(total, part, out=part)  # the old sum as it was added
-        np.subtract(high, part, out=part)  # what of the old sum is missing
-        np.add(term, part, out=term)
-        np.add(low, term, out=low)
+    np.add(high, term, out=total)
+    np.subtract(total, high, out=part)  # the term as it was added
+    np.subtract(term, part, out=term)  # what of the term is missing
+    np.subtract(total, part, out=part)  # the old sum as it was added
+    np.subtract(high, part, out=part)  # what of the old sum is missing
+    np.add(term, part, out=term)
+    np.add(low, term, out=low)
     high[:] = total

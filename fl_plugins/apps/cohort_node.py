@@ -188,24 +188,23 @@ def _results(
                     for index, client in enumerate(block)
                 ]
                 continue
-        for client in block:
-            yield from _alone(config, stack, received, client, number, outcome)
+        yield [pair for one in block for pair in _alone(config, stack, received, one, number, outcome)]
     for client in clients:
         if is_hostile(stack, client):
-            yield from _alone(config, stack, received, client, number, outcome)
+            yield _alone(config, stack, received, client, number, outcome)
 
 
 def _alone(
     config: RunConfig, stack: ClientStack, received: NamedArrays, client: int, number: int, outcome: Outcome
-) -> Results:
-    """Yield one client's result, if it has one: whatever goes wrong is that client's failure alone."""
+) -> list[tuple[int, TrainResult]]:
+    """Return one client's result, if it has one: whatever goes wrong is that client's failure alone."""
     try:
         result = train_one(config, stack, received, client, config.virtual_clients, number=number)
         Layout.of(received).check(result.arrays, owner="the trainer's result")
     except Exception as error:
         outcome.fail(client, error)
-    else:
-        yield [(client, result)]
+        return []
+    return [(client, result)]
 
 
 def _blocks(
