@@ -43,7 +43,7 @@ class Roster:
     ----------
     A virtual client is on one node. Once a connected node hosts it, no other can take it over: the claim is
     refused and logged. If two nodes that are asked at the same time claim it, nobody can tell who is right,
-    and that is an error.
+    and that is an error. A node that does not answer is left out of a run with virtual clients.
     """
 
     roll_call: bool = False
@@ -106,6 +106,7 @@ class Roster:
     def _learn(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> None:
         """Ask ``nodes`` who they are; a name that another node or a virtual client has gets the node id."""
         fresh = {node: f"node-{node}" for node in nodes}
+        answered: set[int] = set()
         if self.roll_call and nodes:
             question = RecordDict({wire.CONFIG: ConfigRecord({wire.SCHEMA: wire.SCHEMA_VERSION})})
             messages = [Message(question, node, wire.ROLL_CALL) for node in nodes]
@@ -113,6 +114,7 @@ class Roster:
                 node = reply.metadata.src_node_id
                 if node not in fresh or reply.has_error():
                     continue
+                answered.add(node)
                 hosted = _find(reply, wire.CLIENT_IDS)
                 if hosted is not None:
                     self._claims[node] = self._checked(node, hosted)
@@ -121,6 +123,14 @@ class Roster:
                 name = _find(reply, wire.CLIENT_ID)
                 if isinstance(name, str) and 0 < len(name) <= 200:
                     fresh[node] = name
+        if self.virtual_clients and (silent := sorted(fresh.keys() - answered)):
+            logger.warning(
+                "%d nodes (the first is %d) do not say which virtual clients they host, and are left out "
+                "until others come or go",
+                len(silent),
+                silent[0],
+            )
+            fresh = {node: name for node, name in fresh.items() if node in answered}
         taken = set(self._names.values())
         for node, name in sorted(fresh.items()):
             is_virtual = name.isdecimal() and int(name) < self.virtual_clients

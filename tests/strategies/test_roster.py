@@ -131,3 +131,9 @@ def test_a_single_client_cannot_call_itself_by_a_virtual_clients_name() -> None:
 def test_nobody_hosts_virtual_clients_in_a_run_that_has_none() -> None:
     with InProcessGrid(_named, 2, overrides={2: _hosting([0, 1])}) as grid:
         assert Roster(roll_call=True).wait_for(grid, 1, timeout_s=5) == {"0": 1}
+
+
+def test_in_a_run_with_virtual_clients_a_node_that_does_not_know_the_question_is_left_out() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={2: _stock}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=2)
+        assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 1, "1": 1}
