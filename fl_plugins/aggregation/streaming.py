@@ -117,7 +117,7 @@ class WeightedSum:
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, self.high.size, _COLUMNS):
                 part = slice(start, start + _COLUMNS)
-                value[part] = (self.high[part] + self.low[part]) / total
+                value[part] = _divide(self.high[part], self.low[part], total)
         return value
 
 
@@ -129,6 +129,23 @@ def power_of_two_above(weights: Iterable[float]) -> float:
     """
     values = list(weights)
     return float(2.0 ** min(int(np.frexp(max(values))[1]) + (len(values) - 1).bit_length(), 1023))
+
+
+def _divide(high: NDArray[np.float64], low: NDArray[np.float64], total: float) -> NDArray[np.float64]:
+    """Return ``(high + low) / total`` with one step of correction: w·x / w is x in float64 too."""
+    whole = high + low
+    quotient = whole / total
+    # The exact product quotient·total = product + error (Dekker's splitting, 2²⁷ + 1).
+    a = quotient * 134217729.0
+    a -= a - quotient
+    b = total * 134217729.0
+    b -= b - total
+    rest, last = quotient - a, total - b
+    product = quotient * total
+    error = ((a * b - product) + a * last + rest * b) + rest * last
+    correction = (((high - product) - error) + low) / total
+    # Near the largest float64 the splitting overflows; the quotient is then as good as a division is.
+    return np.where(np.isfinite(correction), quotient + correction, quotient)
 
 
 def _two_sum(
