@@ -71,6 +71,9 @@ class RunOptions:
         Facts that a resumed run must share with the checkpoint, beside strategy, layout and seed.
     roll_call : bool
         Ask nodes for their stable names (fl-plugins clients answer; others keep their node ids).
+    virtual_clients : int
+        Number of virtual clients that cohort nodes host between them, named ``0 .. virtual_clients - 1``;
+        needs ``roll_call``. With 0 every node is one client.
     emit : Emit
         Receives the run's events, see :mod:`fl_plugins.runlog.events`.
     """
@@ -90,6 +93,7 @@ class RunOptions:
     resume: bool = False
     identity: Mapping[str, str] = field(default_factory=dict)
     roll_call: bool = False
+    virtual_clients: int = 0
     emit: Emit = ignore_event
 
     def __post_init__(self) -> None:
@@ -102,6 +106,12 @@ class RunOptions:
         if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, Path):
             raise ConfigTypeError(
                 f"run: checkpoint_dir={self.checkpoint_dir!r} is no pathlib.Path; give a Path."
+            )
+        check_int("run", "virtual_clients", self.virtual_clients, minimum=0)
+        if self.virtual_clients and not self.roll_call:
+            raise ConfigError(
+                f"run: virtual_clients={self.virtual_clients}, but nodes are asked which of them they "
+                "host only with roll_call=True; set it."
             )
         if self.resume and self.checkpoint_dir is None:
             raise ConfigError(

@@ -3,6 +3,9 @@
 Train and evaluate messages look exactly like Flower's own (one ``ArrayRecord``, one ``ConfigRecord``;
 replies with one ``ArrayRecord`` and one ``MetricRecord``), so that stock Flower clients and servers work
 with ours. What we add rides in the ``ConfigRecord`` under keys that begin with ``fl-plugins.``.
+
+A *cohort node* hosts many virtual clients. It is sent one message for all of those that are sampled, which
+names them, and answers with one reply, in which every metric is a list: item i is that of client i.
 """
 
 from collections.abc import Mapping
@@ -29,6 +32,36 @@ SCHEMA = "fl-plugins.schema"
 
 CLIENT_ID = "fl-plugins.client-id"
 """Config key in a roll-call reply: the client's stable name (its partition id)."""
+
+CLIENT_IDS = "fl-plugins.client-ids"
+"""Config key in a cohort node's roll-call reply: its virtual clients, a list of whole numbers."""
+
+CLIENTS = "fl-plugins.clients"
+"""Config key to and from a cohort node: the virtual clients to serve; those that row i of the reply is of."""
+
+FORM = "fl-plugins.form"
+"""Config key to a cohort node: :data:`EACH` or :data:`SUM`; its reply says which it is."""
+
+EACH = "each"
+"""Every client's parameters: the model's arrays with one more axis in front, a row for each client."""
+
+SUM = "sum"
+"""Only Σ wᵢ·(parametersᵢ − global): the arrays :data:`HIGH` and :data:`LOW`."""
+
+WEIGHTING = "fl-plugins.weighting"
+"""Config key to a cohort node that is to sum: a value of :class:`fl_plugins.contracts.Weighting`."""
+
+HIGH = "high"
+LOW = "low"
+"""Keys of a sum's two arrays, ``(d,)`` float64 each, the floats in the layout's order: see
+:mod:`fl_plugins.aggregation.streaming`."""
+
+FAILED = "fl-plugins.failed"
+REASONS = "fl-plugins.reasons"
+"""Config keys in a cohort node's reply: virtual clients without a result, and why, in the same order."""
+
+NON_FINITE = "fl-plugins.non-finite"
+"""Config key in a cohort node's reply: those of the failed whose update is NaN or infinite."""
 
 ROLL_CALL = "query.roll_call"
 """Message type: the server asks a node who it is."""

@@ -5,35 +5,31 @@ anyone's ServerApp and with stock Flower clients, which reply with full paramete
 """
 
 import logging
-import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Unpack, cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fl_plugins import wire
-from fl_plugins.aggregation.core import Aggregate, Aggregator, CohortRule, Stateful, call_rule
+from fl_plugins.aggregation.core import Aggregate, Aggregator, Foldable, call_rule
 from fl_plugins.contracts import Access, Weighting
 from fl_plugins.errors import (
     ConfigError,
     ConfigTypeError,
-    DivergenceError,
     PreconditionError,
-    QuorumError,
-    StructureError,
 )
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
-from fl_plugins.run_options import Emit, EvaluateFn, RunOptions, ignore_event
-from fl_plugins.seeds import derive_rng
+from fl_plugins.run_options import Emit, EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
-from .cohort import Cohort, Phase, Tally
+from .cohort import Cohort, Tally, make_messages
+from .folding import Fold, nodes_may_sum
 from .options import Settings, StrategyOptions
 from .replies import (
     ClientReply,
@@ -42,24 +38,13 @@ from .replies import (
     median_metrics,
     to_metric_record,
 )
-from .roster import Roster, sample_cohort
+from .roster import Roster
 from .rounds import run_rounds
-from .server_optimizer import ServerOptimizer
+from .rules import Role, RuleState, describe_rule, for_cohort
+from .server_optimizer import ServerOptimizer, floats_of, step
+from .session import Phase, Session
 
 logger = logging.getLogger("flwr.fl_plugins")
-
-_RULE_STATE = {"aggregator": "aggregator/", "fallback": "fallback/"}
-"""Where a checkpoint keeps the state of a rule that remembers something; anything else is the optimizer's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """What one run gives its strategy."""
-
-    seed: int = 0
-    timeout_s: float = 3600.0
-    roster: Roster = field(default_factory=Roster)
-    emit: Emit = ignore_event
 
 
 class FederatedStrategy(Strategy):
@@ -84,6 +69,8 @@ class FederatedStrategy(Strategy):
       precondition holds for the number accepted: a quarantined reply is not among its n, and f stays what it
       was declared, although a quarantined client may be one of the f. If the precondition does not hold,
       the round is tried again, or ends the run, or goes to ``fallback``, as was asked for; each says so.
+    - Updates under a linear rule are summed as they come, in memory that does not grow with the cohort, and
+      cohort nodes send sums; the result has the same bits as if all updates had been there together.
     - What a rule remembers from round to round is part of :meth:`state`.
     - Arrays are paired by name. The result does not depend on the order of arrival.
     - Arrays that are not floating point (counters, masks) take the element-wise lower median of the accepted
@@ -112,7 +99,7 @@ class FederatedStrategy(Strategy):
                 "strategy: on_shortfall='raise' ends the run where fallback would stand in; give one of them."
             )
         self.tally = Tally()
-        self._rule_state: NamedArrays = {}
+        self._rule_state = RuleState()
         self._session = Session()
         self._cohort: Cohort | None = None
 
@@ -147,19 +134,25 @@ class FederatedStrategy(Strategy):
             If the clients reply with parameters that are not finite, or the new parameters are not.
         """
         cohort = self._current("train", server_round)
-        accepted, self.tally = self._judge(cohort, replies)
+        fold = None
+        if self._folds(cohort.rule, cohort.layout):
+            fold = Fold(
+                cohort.layout,
+                cohort.base,
+                weighted=self._weighted,
+                size=len(cohort.clients),
+                settings=self.settings,
+            )
+        accepted, self.tally = self._judge(cohort, replies, fold)
         if not cohort.clients:
             return None, None
-        self._require_quorum(cohort, len(accepted))
+        cohort.require_quorum(self.tally, self.settings.quorum)
         role, rule = self._rule_for(cohort, len(accepted))
-        weights = self._weights(accepted)
-        if role == "fallback" and rule.contract.weighting is Weighting.UNIFORM:
-            weights = None
-        rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
-        prefix = _RULE_STATE[role]
-        aggregate = self.aggregate_rows(rule, rows, weights, base=cohort.base, state=self._part(prefix))
-        parameters = self._step(cohort, accepted, aggregate)
-        self._rule_state.update({f"{prefix}{key}": value for key, value in aggregate.state.items()})
+        aggregate = self._aggregate(cohort, accepted, role, rule, fold)
+        parameters = step(cohort.layout, cohort.base, aggregate, optimizer=self.server_optimizer)
+        for key in cohort.layout.other_keys:
+            parameters[key] = combine_integers([reply.arrays[key] for reply in accepted])
+        self._rule_state.keep(role, aggregate.state)
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
         self._session.emit(
             "aggregated",
@@ -169,7 +162,8 @@ class FederatedStrategy(Strategy):
             rule=rule.name,
             fallback=role == "fallback",
         )
-        return from_named(parameters), to_metric_record(self._combine_metrics(accepted))
+        ordered = {key: parameters[key] for key in cohort.base}
+        return from_named(ordered), to_metric_record(self._combine_metrics(accepted))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -215,16 +209,19 @@ class FederatedStrategy(Strategy):
         """Run as ``options`` say; see :func:`strategies.rounds.run_rounds`."""
         return run_rounds(self, grid, initial_arrays, options)
 
-    def begin(self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit) -> None:
+    def begin(
+        self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit, virtual_clients: int = 0
+    ) -> None:
         """Start a run: fix the seed, forget the nodes and the optimizer state of any earlier run."""
-        self._session = Session(seed=seed, timeout_s=timeout_s, roster=Roster(roll_call=roll_call), emit=emit)
+        roster = Roster(roll_call=roll_call, virtual_clients=virtual_clients)
+        self._session = Session(seed=seed, timeout_s=timeout_s, roster=roster, emit=emit)
         self._cohort = None
         self.restore({}, {})
 
     def state(self) -> NamedArrays:
         """Return what must survive a restart, beside the parameters: the optimizer's and the rule's state."""
         optimizer = {} if self.server_optimizer is None else self.server_optimizer.state()
-        return {**optimizer, **self._rule_state}
+        return {**optimizer, **self._rule_state.arrays}
 
     def restore(self, parameters: NamedArrays, state: NamedArrays) -> None:
         """Take up what :meth:`state` returned.
@@ -234,13 +231,11 @@ class FederatedStrategy(Strategy):
         StructureError
             If it belongs to another model, optimizer or rule.
         """
-        prefixes = tuple(_RULE_STATE.values())
-        rules = {key: value for key, value in state.items() if key.startswith(prefixes)}
+        rules, rest = RuleState.split(state)
         if parameters:
-            self._check_rule_state(parameters, rules)
+            rules.check(Layout.of(parameters), {"aggregator": self.aggregator, "fallback": self.fallback})
         if self.server_optimizer is not None:
-            optimizer = {key: value for key, value in state.items() if key not in rules}
-            self.server_optimizer.restore(_floats(parameters), optimizer)
+            self.server_optimizer.restore(floats_of(parameters), rest)
         self._rule_state = rules
 
     def describe(self) -> str:
@@ -250,10 +245,10 @@ class FederatedStrategy(Strategy):
             for name, value in vars(self.settings).items()
             if value != getattr(Settings, name)
         ]
-        fallback = [] if self.fallback is None else [f"fallback={_describe(self.fallback)}"]
+        fallback = [] if self.fallback is None else [f"fallback={describe_rule(self.fallback)}"]
         optimizer = self.server_optimizer
         stepped = [] if optimizer is None else [f"server optimizer {optimizer.fingerprint()}"]
-        parts = [_describe(self.aggregator), self.weighting, *changed, *fallback, *stepped]
+        parts = [describe_rule(self.aggregator), self.weighting, *changed, *fallback, *stepped]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def aggregate_rows(
@@ -279,39 +274,44 @@ class FederatedStrategy(Strategy):
         attempt = self._cohort.attempt + 1 if again and self._cohort else 1
         base = to_named(arrays)
         rule = self.aggregator
-        clients: dict[int, str] = {}
-        available = 0
-        if settings.cohort_size(phase, 1) > 0:
-            connected = session.roster.wait_for(
-                grid, settings.min_available_nodes, timeout_s=session.timeout_s
-            )
-            size = settings.cohort_size(phase, len(connected))
-            if size > len(connected):
-                connected = session.roster.wait_for(grid, size, timeout_s=session.timeout_s)
-            if phase == "train":
-                rule = _for_cohort(self.aggregator, size)
-                rule.check(size)
-            rng = derive_rng(session.seed, "sample", phase, number, attempt)
-            clients = sample_cohort(connected, size, rng=rng)
-            available = len(connected)
-        sent = ConfigRecord({**config, wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION})
-        content = RecordDict({settings.arrayrecord_key: arrays, settings.configrecord_key: sent})
-        kind = MessageType.TRAIN if phase == "train" else MessageType.EVALUATE
-        messages = [Message(content, node, kind, group_id=str(number)) for node in clients]
+        connected, size = session.gather(grid, settings, phase)
+        if phase == "train" and size:
+            rule = for_cohort(self.aggregator, size)
+            rule.check(size)
+        clients = session.sample(connected, size, phase=phase, number=number, attempt=attempt)
+        layout = Layout.of(base)
+        form = self._form(rule, layout) if phase == "train" else None
+        hosts = frozenset(filter(session.roster.is_host, clients.values()))
+        messages = make_messages(
+            phase,
+            number,
+            arrays,
+            config,
+            clients=clients,
+            hosts=hosts,
+            extra={} if form is None else {wire.FORM: form, wire.WEIGHTING: self.weighting.value},
+            settings=settings,
+        )
         self._cohort = Cohort(
             phase=phase,
             number=number,
             attempt=attempt,
             rule=rule,
             base=base,
-            layout=Layout.of(base),
+            layout=layout,
             clients=clients,
+            hosts=hosts,
+            form=form,
             messages=messages,
             started=time.monotonic(),
         )
-        started = "round_started" if phase == "train" else "evaluation_started"
-        sampled = list(clients.values())
-        session.emit(started, round=number, attempt=attempt, sampled=sampled, available=available)
+        session.emit(
+            "round_started" if phase == "train" else "evaluation_started",
+            round=number,
+            attempt=attempt,
+            sampled=list(clients),
+            available=len(connected),
+        )
         return messages
 
     def _current(self, phase: Phase, number: int) -> Cohort:
@@ -324,35 +324,26 @@ class FederatedStrategy(Strategy):
             )
         return cohort
 
-    def _judge(self, cohort: Cohort, replies: Iterable[Message]) -> tuple[list[ClientReply], Tally]:
+    def _judge(
+        self, cohort: Cohort, replies: Iterable[Message], fold: Fold | None = None
+    ) -> tuple[list[ClientReply], Tally]:
         """Return the usable replies and the count of all."""
-        weighted = self.weighting is Weighting.EXAMPLES
-        return cohort.judge(replies, self.settings, weighted=weighted, emit=self._session.emit)
+        emit = self._session.emit
+        return cohort.judge(replies, self.settings, weighted=self._weighted, emit=emit, fold=fold)
 
-    def _require_quorum(self, cohort: Cohort, accepted: int) -> None:
-        """Raise unless enough of the cohort was accepted."""
-        needed = max(1, math.ceil(round(self.settings.quorum * len(cohort.clients), 9)))
-        if accepted == 0 and self.tally.non_finite >= needed:
-            raise DivergenceError(
-                f"round {cohort.number}: {self.tally.non_finite} of {len(cohort.clients)} clients reply with "
-                "NaN or infinite parameters and none with usable ones, so the model has diverged; lower the "
-                "learning rate, or use a robust strategy if clients may be hostile."
-            )
-        if accepted < needed:
-            raise QuorumError(
-                f"round {cohort.number}: {accepted} of {len(cohort.clients)} replies are usable, but "
-                f"quorum={self.settings.quorum:g} needs {needed}; look at the quarantine reasons above, "
-                "sample more nodes, or lower quorum."
-            )
+    @property
+    def _weighted(self) -> bool:
+        """Whether updates count by the number of examples that clients claim."""
+        return self.weighting is Weighting.EXAMPLES
 
-    def _rule_for(self, cohort: Cohort, accepted: int) -> tuple[str, Aggregator]:
+    def _rule_for(self, cohort: Cohort, accepted: int) -> tuple[Role, Aggregator]:
         """Return the rule, or the fallback if the rule needs more updates than were accepted."""
         try:
             cohort.rule.check(accepted)
         except PreconditionError as error:
             if self.fallback is None:
                 raise
-            fallback = _for_cohort(self.fallback, len(cohort.clients))
+            fallback = for_cohort(self.fallback, len(cohort.clients))
             fallback.check(accepted)
             logger.warning("round %d: %s stands in: %s", cohort.number, fallback.name, error)
             self._session.emit(
@@ -361,52 +352,41 @@ class FederatedStrategy(Strategy):
             return "fallback", fallback
         return "aggregator", cohort.rule
 
-    def _part(self, prefix: str) -> NamedArrays:
-        """Return one rule's state."""
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self._rule_state.items()
-            if key.startswith(prefix)
-        }
-
-    def _check_rule_state(self, parameters: NamedArrays, state: NamedArrays) -> None:
-        """Raise ``StructureError`` unless ``state`` fits the rules and the model; none at all fits too."""
-        layout = Layout.of(parameters)
-        rules: dict[str, Aggregator | None] = {"aggregator": self.aggregator, "fallback": self.fallback}
-        for role, rule in rules.items():
-            prefix = _RULE_STATE[role]
-            given = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-            expected: NamedArrays = {}
-            if isinstance(rule, Stateful):
-                expected = rule.initial_state(layout.size, layout.compute_dtype)
-            if given and _forms(given) != _forms(expected):
-                raise StructureError(
-                    f"strategy: the saved state of its {role} ({', '.join(sorted(given))}) is not that of "
-                    f"{rule!r} for this model; resume with the same rule and model."
-                )
-
     def _weights(self, accepted: Sequence[ClientReply]) -> NDArray[np.float64] | None:
         """Return the claimed numbers of examples, or ``None`` for equal weights."""
         if self.weighting is Weighting.UNIFORM:
             return None
         return np.array([reply.num_examples for reply in accepted], dtype=np.float64)
 
-    def _step(self, cohort: Cohort, accepted: Sequence[ClientReply], aggregate: Aggregate) -> NamedArrays:
-        """Return the new parameters."""
-        layout, base = cohort.layout, cohort.base
-        update = layout.split(aggregate.value)
-        with np.errstate(over="ignore", invalid="ignore"):
-            if self.server_optimizer is not None:
-                moved = self.server_optimizer.step(_floats(base), update)
-            elif aggregate.state or not aggregate.value.flags.writeable:  # it may be what a rule remembers
-                moved = {key: base[key] + update[key] for key in update}
-            else:
-                moved = {key: np.add(base[key], update[key], out=update[key]) for key in update}
-        floats = layout.cast(moved, copy=False)
-        votes = {
-            key: combine_integers([reply.arrays[key] for reply in accepted]) for key in layout.other_keys
-        }
-        return {key: floats[key] if key in floats else votes[key] for key in base}
+    def _aggregate(
+        self,
+        cohort: Cohort,
+        accepted: Sequence[ClientReply],
+        role: Role,
+        rule: Aggregator,
+        fold: Fold | None,
+    ) -> Aggregate:
+        """Return the combined update, from the sum if the replies were folded."""
+        weights = self._weights(accepted)
+        if fold is not None and isinstance(rule, Foldable):
+            total, scale = fold.finish()
+            counted = np.ones(len(accepted)) if weights is None else weights
+            return rule.from_sum(total, counted * scale, dtype=cohort.layout.compute_dtype)
+        if role == "fallback" and rule.contract.weighting is Weighting.UNIFORM:
+            weights = None
+        rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
+        state = self._rule_state.of(role)
+        return self.aggregate_rows(rule, rows, weights, base=cohort.base, state=state)
+
+    def _folds(self, rule: Aggregator, layout: Layout) -> bool:
+        """Whether replies are summed as they come: the rule, and what may stand in, need no more."""
+        sees_rows = type(self).aggregate_rows is not FederatedStrategy.aggregate_rows
+        return isinstance(rule, Foldable) and not sees_rows and self.fallback is None and layout.size > 0
+
+    def _form(self, rule: Aggregator, layout: Layout) -> str:
+        """Return what cohort nodes are to send."""
+        sums = self._folds(rule, layout) and nodes_may_sum(layout, self.settings, weighted=self._weighted)
+        return wire.SUM if sums else wire.EACH
 
     def _combine_metrics(self, accepted: Sequence[ClientReply]) -> Metrics:
         """Average metrics under a linear rule; take medians where clients are not trusted."""
@@ -414,26 +394,3 @@ class FederatedStrategy(Strategy):
             return median_metrics(accepted)
         weights = self._weights(accepted)
         return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
-
-
-def _for_cohort(rule: Aggregator, size: int) -> Aggregator:
-    """Return the rule for a cohort of ``size``: a part of it is fixed now, not by who answers."""
-    return rule.for_cohort(size) if isinstance(rule, CohortRule) else rule
-
-
-def _describe(rule: Aggregator) -> str:
-    """Return a rule's ``repr``, or its attributes if it has none of its own: addresses change every time."""
-    if type(rule).__repr__ is not object.__repr__:
-        return repr(rule)
-    attributes = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(rule).items()))
-    return f"{type(rule).__name__}({attributes})"
-
-
-def _floats(parameters: NamedArrays) -> NamedArrays:
-    """Return the floating-point arrays of ``parameters``."""
-    return {key: parameters[key] for key in Layout.of(parameters).float_keys}
-
-
-def _forms(arrays: NamedArrays) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Return shape and dtype by key."""
-    return {key: (value.shape, value.dtype) for key, value in arrays.items()}

@@ -25,14 +25,18 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
     deadline = time.monotonic() + timeout_s
     pause = _SHORTEST_PAUSE_S
     while outstanding:
-        replies = list(grid.pull_messages(outstanding))
-        for reply in replies:
+        replies = list(reversed(list(grid.pull_messages(outstanding))))
+        came = bool(replies)
+        while replies:
+            # Out of the list first: a caller that is done with a reply frees its memory before the next.
+            reply = replies.pop()
             outstanding.discard(reply.metadata.reply_to_message_id)
             yield reply
+            del reply
         remaining = deadline - time.monotonic()
         if not outstanding or remaining <= 0:
             return
-        if replies:
+        if came:
             pause = _SHORTEST_PAUSE_S
         else:
             time.sleep(min(pause, remaining))

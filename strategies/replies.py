@@ -14,8 +14,8 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 from numpy.typing import NDArray
 
-from fl_plugins.aggregation.threads import one_blas_thread
 from fl_plugins.errors import ReplyError, StructureError
+from fl_plugins.finiteness import Range, find_non_finite, float_ranges
 from fl_plugins.records import Layout, to_named
 from fl_plugins.training import NamedArrays
 
@@ -24,16 +24,11 @@ class NonFiniteReplyError(ReplyError):
     """The reply's parameters are not finite: a broken client, or a model that has diverged for everyone."""
 
 
+class FailedReplyError(ReplyError):
+    """The client says itself that it has no result, and why."""
+
+
 Metrics = dict[str, float | list[float]]
-
-Range = tuple[Any, Any]
-"""Least and greatest value of an array; NaN if it holds one."""
-
-_RANGE_ELEMENTS = 1 << 16
-"""Elements that are looked at twice while they are in cache."""
-
-_MODERATE = 1e30
-"""What can be added to the root of float32's or float64's largest number without overflow."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +65,13 @@ def read_reply(
         dtype, a non-finite value, or a number of examples that is not in ``(0, max_num_examples]``.
     """
     if message.has_error():
-        raise ReplyError(f"the client failed: {_short(message.error.reason or 'no reason given')}")
+        raise failed(message.error.reason)
     arrays: NamedArrays = {}
     if base is not None:
         arrays = _read_arrays(message, base, float_ranges(base) if ranges is None else ranges, layout)
-    metrics = _read_metrics(message)
-    num_examples = _read_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
+    metrics = check_metrics(only_metrics(message))
+    num_examples = take_num_examples(metrics, examples_key, max_num_examples, required=examples_required)
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
-
-
-def float_ranges(arrays: NamedArrays) -> dict[str, Range]:
-    """Return the range of every float32 and float64 array that has elements."""
-    return {
-        key: _range(values)
-        for key, values in arrays.items()
-        if values.size and values.dtype in (np.float32, np.float64)
-    }
 
 
 def mean_metrics(replies: Sequence[ClientReply], weights: Sequence[float]) -> Metrics:
@@ -131,13 +117,23 @@ def _combine(
     return combined
 
 
-def _read_metrics(message: Message) -> Metrics:
-    """Return the reply's only MetricRecord as floats."""
+def failed(reason: str | None) -> FailedReplyError:
+    """Return the error of a client that says that it has failed."""
+    return FailedReplyError(f"the client failed: {_short(reason or 'no reason given')}")
+
+
+def only_metrics(message: Message) -> MetricRecord:
+    """Return the reply's only MetricRecord."""
     records = list(message.content.metric_records.values())
     if len(records) != 1:
         raise ReplyError(f"the reply has {len(records)} MetricRecords, but exactly one is expected")
+    return records[0]
+
+
+def check_metrics(reported: Mapping[str, Any]) -> Metrics:
+    """Return one client's metrics as floats."""
     metrics: Metrics = {}
-    for key, value in records[0].items():
+    for key, value in reported.items():
         numbers = [float(v) for v in value] if isinstance(value, list) else [float(value)]
         if not all(math.isfinite(number) for number in numbers):
             raise ReplyError(f"metric {key!r} is not finite ({value!r})")
@@ -145,7 +141,7 @@ def _read_metrics(message: Message) -> Metrics:
     return metrics
 
 
-def _read_num_examples(metrics: Metrics, key: str, most: int, *, required: bool) -> float | None:
+def take_num_examples(metrics: Metrics, key: str, most: int, *, required: bool) -> float | None:
     """Take the claimed number of examples out of ``metrics`` and check it."""
     value = metrics.pop(key, None)
     if value is None:
@@ -161,64 +157,28 @@ def _read_arrays(
     message: Message, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout
 ) -> NamedArrays:
     """Return the reply's only ArrayRecord, checked against the model; its update must be finite."""
-    records = list(message.content.array_records.values())
-    if len(records) != 1:
-        raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
     try:
-        arrays = to_named(records[0])
+        arrays = only_arrays(message)
         layout.check(arrays, owner="the reply")
     except StructureError as error:
         raise ReplyError(str(error)) from error
-    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
-        _require_finite(arrays, base, ranges, layout)
+    check_finite(arrays, base, ranges, layout)
     return arrays
 
 
-def _require_finite(
-    arrays: NamedArrays, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout
-) -> None:
-    """Raise unless every array, and its difference from ``base``, is finite in the dtypes it will have."""
-    for key in layout.float_keys:
-        if not _is_finite(arrays[key], base[key], ranges.get(key), layout.compute_dtype):
-            raise NonFiniteReplyError(
-                f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
-            )
+def only_arrays(message: Message) -> NamedArrays:
+    """Return the reply's only ArrayRecord as views; raises ``StructureError`` if it is malformed."""
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        raise ReplyError(f"the reply has {len(records)} ArrayRecords, but exactly one is expected")
+    return to_named(records[0])
 
 
-def _is_finite(values: NDArray[Any], base: NDArray[Any], base_range: Range | None, dtype: Any) -> bool:
-    """Whether ``values − base`` in ``dtype``, and ``values`` in the dtype of ``base``, are finite."""
-    if base_range is not None and _is_surely_finite(values, base_range, dtype, base.dtype):
-        return True
-    # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
-    update = np.subtract(values, base, dtype=dtype, casting="unsafe")
-    return bool(np.isfinite(update).all() and np.isfinite(values.astype(base.dtype, copy=False)).all())
-
-
-def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:
-    """Whether little work shows that neither ``values − base`` nor ``values`` in ``narrow`` overflow.
-
-    Usually the sum of squares does, which reads the array once: one that is finite has no term that is not.
-    Else the extremes may: subtraction and its rounding are monotone, so no difference exceeds theirs.
-    """
-    if values.dtype not in (np.float32, np.float64):
-        return False
-    if values.dtype == narrow and -_MODERATE < base[0] <= base[1] < _MODERATE:
-        flat = values.reshape(-1, order="A")
-        if math.isfinite(np.vdot(flat, flat)):
-            return True
-    least, greatest = _range(values)
-    differences = np.subtract([greatest, least], base, dtype=dtype, casting="unsafe")
-    fitted = np.asarray([least, greatest]).astype(narrow)
-    return bool(np.isfinite(differences).all() and np.isfinite([*fitted, *base]).all())
-
-
-def _range(values: NDArray[Any]) -> Range:
-    """Return the least and the greatest value, reading the array from memory once."""
-    flat = values.reshape(-1, order="A")
-    parts = [flat[start : start + _RANGE_ELEMENTS] for start in range(0, flat.size, _RANGE_ELEMENTS)]
-    # np.min and np.max hand NaN on; Python's would not.
-    extremes = [(part.min(), part.max()) for part in parts]
-    return np.min([low for low, _ in extremes]), np.max([high for _, high in extremes])
+def check_finite(arrays: NamedArrays, base: NamedArrays, ranges: Mapping[str, Range], layout: Layout) -> None:
+    """Raise ``NonFiniteReplyError`` unless one client's parameters and their update are finite."""
+    problem = find_non_finite(arrays, base, layout, ranges=ranges)
+    if problem is not None:
+        raise NonFiniteReplyError(problem)
 
 
 def _short(reason: str) -> str:

@@ -1,13 +1,15 @@
-"""Who is there: nodes by their stable client names, and the sampling of a cohort.
+"""Who is there: clients by their stable names, the nodes that they are on, and the sampling of a cohort.
 
 Flower draws a new random id for every node of every simulation. Sampling and summation that go by those
 ids are not reproducible, so nodes are asked once for their stable name (the partition id); a node that
-does not understand the question keeps its node id as its name.
+does not understand the question keeps its node id as its name. A cohort node answers with the names of all
+the virtual clients that it hosts.
 """
 
 import logging
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,67 +17,177 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_plugins import wire
-from fl_plugins.errors import QuorumError
+from fl_plugins.errors import ConfigError, QuorumError
 
 from .exchange import exchange
 
 _PAUSE_S = 0.2
 _SAY_EVERY_S = 10.0
+_MAX_NAMED = 12
 
 logger = logging.getLogger("flwr.fl_plugins")
 
 
 @dataclass
 class Roster:
-    """Names of the nodes seen so far; ``roll_call=False`` names every node after its id."""
+    """Clients of the nodes seen so far; ``roll_call=False`` makes every node a client named after its id.
+
+    Parameters
+    ----------
+    roll_call : bool
+        Whether to ask nodes for their names.
+    virtual_clients : int
+        Number of virtual clients in all, named ``0 .. virtual_clients - 1``; with 0 no node may host any.
+
+    Guarantees
+    ----------
+    A virtual client is on one node. Once a connected node hosts it, no other can take it over: the claim is
+    refused and logged. If two nodes that are asked at the same time claim it, nobody can tell who is right,
+    and that is an error. A node that does not answer is left out of a run with virtual clients.
+    """
 
     roll_call: bool = False
-    names: dict[int, str] = field(default_factory=dict)
+    virtual_clients: int = 0
+    _names: dict[int, str] = field(default_factory=dict)
+    """Node → its one name, for nodes that are a client themselves."""
+    _claims: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Node → the virtual clients that it says it hosts."""
+    _held: dict[int, int] = field(default_factory=dict)
+    """Virtual client → the connected node that hosts it."""
+    _connected: tuple[int, ...] = ()
+    _clients: dict[str, int] = field(default_factory=dict)
 
-    def wait_for(self, grid: Grid, num_nodes: int, *, timeout_s: float) -> dict[int, str]:
-        """Return node id → client name of all connected nodes, once there are ``num_nodes``.
+    def is_host(self, node: int) -> bool:
+        """Whether a node hosts virtual clients, rather than being one client."""
+        return node in self._claims
+
+    def wait_for(self, grid: Grid, num_clients: int, *, timeout_s: float) -> dict[str, int]:
+        """Return client → node of all that are connected, in :func:`name_order`, once there are enough.
 
         Raises
         ------
         QuorumError
-            If fewer are connected when ``timeout_s`` has passed.
+            If there are fewer than ``num_clients`` when ``timeout_s`` has passed.
+        ConfigError
+            If two nodes that appear together claim the same virtual client.
         """
         deadline = time.monotonic() + timeout_s
         said = 0.0
-        while len(connected := sorted(grid.get_node_ids())) < num_nodes:
+        while len(clients := self._look(grid, timeout_s)) < num_clients:
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                logger.info("waiting for nodes: %d connected, %d needed", len(connected), num_nodes)
+                logger.info("waiting for nodes: %d clients connected, %d needed", len(clients), num_clients)
             if time.monotonic() >= deadline:
                 raise QuorumError(
-                    f"roster: {len(connected)} nodes are connected after {timeout_s:g} s, but {num_nodes} "
-                    "are needed; start more SuperNodes (simulation: num-supernodes) or lower "
-                    "min_available_nodes."
+                    f"roster: {len(self._connected)} nodes are connected after {timeout_s:g} s with "
+                    f"{len(clients)} clients, but {num_clients} are needed; start more SuperNodes "
+                    "(simulation: num-supernodes), raise virtual-clients, or lower min_available_nodes."
                 )
             time.sleep(_PAUSE_S)
-        self._learn_names(grid, [node for node in connected if node not in self.names], timeout_s)
-        return {node: self.names[node] for node in connected}
+        return clients
 
-    def _learn_names(self, grid: Grid, nodes: list[int], timeout_s: float) -> None:
-        """Ask ``nodes`` for their names; names that two nodes claim get the node id appended."""
+    def _look(self, grid: Grid, timeout_s: float) -> dict[str, int]:
+        """Return the clients of the nodes that are connected now; the same object while nothing changes."""
+        connected = tuple(sorted(grid.get_node_ids()))
+        if connected == self._connected:
+            return self._clients
+        new = [node for node in connected if node not in self._names and node not in self._claims]
+        self._learn(grid, new, timeout_s)
+        self._connected = connected
+        self._settle(connected)
+        clients = {str(client): node for client, node in self._held.items()}
+        for node in connected:
+            if node in self._names:
+                clients[self._names[node]] = node
+        ordered = sorted(clients.items(), key=lambda item: name_order(item[0]))
+        self._clients = dict(ordered)
+        return self._clients
+
+    def _learn(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> None:
+        """Ask ``nodes`` who they are; a name that another node or a virtual client has gets the node id."""
         fresh = {node: f"node-{node}" for node in nodes}
+        answered: set[int] = set()
         if self.roll_call and nodes:
             question = RecordDict({wire.CONFIG: ConfigRecord({wire.SCHEMA: wire.SCHEMA_VERSION})})
             messages = [Message(question, node, wire.ROLL_CALL) for node in nodes]
             for reply in exchange(grid, messages, timeout_s=timeout_s):
-                name = _name_in(reply)
-                if name is not None and reply.metadata.src_node_id in fresh:
-                    fresh[reply.metadata.src_node_id] = name
-        taken = set(self.names.values())
+                node = reply.metadata.src_node_id
+                if node not in fresh or reply.has_error():
+                    continue
+                answered.add(node)
+                hosted = _find(reply, wire.CLIENT_IDS)
+                if hosted is not None:
+                    self._claims[node] = self._checked(node, hosted)
+                    del fresh[node]
+                    continue
+                name = _find(reply, wire.CLIENT_ID)
+                if isinstance(name, str) and 0 < len(name) <= 200:
+                    fresh[node] = name
+        if self.virtual_clients and (silent := sorted(fresh.keys() - answered)):
+            logger.warning(
+                "%d nodes (the first is %d) do not say which virtual clients they host, and are left out "
+                "until others come or go",
+                len(silent),
+                silent[0],
+            )
+            fresh = {node: name for node, name in fresh.items() if node in answered}
+        taken = set(self._names.values())
         for node, name in sorted(fresh.items()):
-            unique = f"{name}@{node}" if name in taken else name
+            is_virtual = name.isdecimal() and int(name) < self.virtual_clients
+            unique = f"{name}@{node}" if is_virtual or name in taken else name
             taken.add(unique)
-            self.names[node] = unique
+            self._names[node] = unique
+
+    def _checked(self, node: int, hosted: object) -> tuple[int, ...]:
+        """Return what a node says it hosts; what cannot be true is refused whole."""
+        ids = hosted if isinstance(hosted, list) else []
+        plausible = (
+            isinstance(hosted, list)
+            and all(type(client) is int and 0 <= client < self.virtual_clients for client in ids)
+            and len(set(ids)) == len(ids)
+        )
+        if not plausible:
+            logger.warning(
+                "node %d announces virtual clients, but not each once and from 0 to %d, which is "
+                "virtual-clients - 1; it is left out",
+                node,
+                self.virtual_clients - 1,
+            )
+            return ()
+        return tuple(int(client) for client in ids)
+
+    def _settle(self, connected: Sequence[int]) -> None:
+        """Decide which connected node hosts each virtual client."""
+        present = set(connected)
+        self._held = {client: node for client, node in self._held.items() if node in present}
+        holders = set(self._held.values())
+        asked = [node for node in connected if node in self._claims and node not in holders]
+        claims = Counter(client for node in asked for client in self._claims[node])
+        for node in asked:
+            ids = self._claims[node]
+            free = [client for client in ids if client not in self._held]
+            if disputed := [client for client in free if claims[client] > 1]:
+                others = [other for other in asked if other != node and disputed[0] in self._claims[other]]
+                raise ConfigError(
+                    f"roster: nodes {node} and {others[0]} both claim to host virtual client {disputed[0]} "
+                    f"(of {len(disputed)} that are claimed twice), and nobody can tell who is right; give "
+                    "every SuperNode its own partition-id and all the same num-partitions."
+                )
+            if len(free) < len(ids):
+                refused = [str(client) for client in ids if client in self._held]
+                logger.warning(
+                    "node %d claims to host %s, which other nodes have had before; it keeps the others",
+                    node,
+                    name_some(refused),
+                )
+        for node in asked:
+            for client in self._claims[node]:
+                self._held.setdefault(client, node)
 
 
-def sample_cohort(clients: Mapping[int, str], size: int, *, rng: np.random.Generator) -> dict[int, str]:
+def sample_cohort(clients: Mapping[str, int], size: int, *, rng: np.random.Generator) -> dict[str, int]:
     """Draw ``size`` of ``clients`` without replacement; depends on their names, not on node ids."""
-    ordered = sorted(clients.items(), key=lambda item: name_order(item[1]))
+    ordered = sorted(clients.items(), key=lambda item: name_order(item[0]))
     chosen = sorted(rng.choice(len(ordered), size=size, replace=False).tolist())
     return dict(ordered[index] for index in chosen)
 
@@ -85,12 +197,19 @@ def name_order(name: str) -> tuple[int, int, str]:
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
 
 
-def _name_in(reply: Message) -> str | None:
-    """Return the client name in a roll-call reply, or ``None`` if the node does not know the question."""
-    if reply.has_error():
-        return None
+def name_some(names: Sequence[str]) -> str:
+    """Return clients in a few words, for a log line; events have all of them.
+
+    >>> name_some(["7"]), name_some(["0", "1"])
+    ('client 7', 'clients 0, 1')
+    """
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return f"client{'s' * (len(names) != 1)} {', '.join(names[:_MAX_NAMED])}{more}"
+
+
+def _find(reply: Message, key: str) -> object:
+    """Return a value of any of the reply's config records, or ``None``."""
     for record in reply.content.config_records.values():
-        name = record.get(wire.CLIENT_ID)
-        if isinstance(name, str) and 0 < len(name) <= 200:
-            return name
+        if key in record:
+            return record[key]
     return None

@@ -39,7 +39,9 @@ class Runnable(Protocol):
     settings: Settings
     tally: Tally
 
-    def begin(self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit) -> None: ...  # noqa: D102
+    def begin(  # noqa: D102
+        self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit, virtual_clients: int = 0
+    ) -> None: ...
     def summary(self) -> None: ...  # noqa: D102
     def describe(self) -> str: ...  # noqa: D102
     def state(self) -> NamedArrays: ...  # noqa: D102
@@ -138,7 +140,11 @@ class _Run:
         """Announce the run; take up the checkpoint, or evaluate and save the initial parameters."""
         options = self.options
         self.strategy.begin(
-            seed=self.seed, timeout_s=options.timeout_s, roll_call=options.roll_call, emit=self.emit
+            seed=self.seed,
+            timeout_s=options.timeout_s,
+            roll_call=options.roll_call,
+            emit=self.emit,
+            virtual_clients=options.virtual_clients,
         )
         self.strategy.summary()
         resumed_from = None

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fl_plugins.aggregation.core import Aggregate
 from fl_plugins.errors import ConfigTypeError
 from fl_plugins.pytrees import flatten_named, unflatten_named
+from fl_plugins.records import Layout
 from fl_plugins.training import NamedArrays
 
 if TYPE_CHECKING:
@@ -96,3 +98,29 @@ def _trained(parameters: NamedArrays) -> NamedArrays:
 def _wide(array: Any) -> Any:
     """Return ``array`` in float64 if it is float64, else in float32."""
     return np.asarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
+
+
+def step(
+    layout: Layout, base: NamedArrays, aggregate: Aggregate, *, optimizer: ServerOptimizer | None
+) -> NamedArrays:
+    """Return the new floating-point parameters: ``base`` moved by the aggregated update, or by the optimizer.
+
+    Raises
+    ------
+    DivergenceError
+        If they are not finite.
+    """
+    update = layout.split(aggregate.value)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if optimizer is not None:
+            moved = optimizer.step(floats_of(base), update)
+        elif aggregate.state or not aggregate.value.flags.writeable:  # it may be what a rule remembers
+            moved = {key: base[key] + update[key] for key in update}
+        else:
+            moved = {key: np.add(base[key], update[key], out=update[key]) for key in update}
+    return layout.cast(moved, copy=False)
+
+
+def floats_of(parameters: NamedArrays) -> NamedArrays:
+    """Return the floating-point arrays of ``parameters``."""
+    return {key: parameters[key] for key in Layout.of(parameters).float_keys}

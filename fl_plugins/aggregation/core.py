@@ -19,6 +19,7 @@ from ..errors import (
     StructureError,
 )
 from .rows import Rows, as_rows
+from .streaming import WeightedSum
 
 ROBUST = Contract(access=Access.EVERY_UPDATE, weighting=Weighting.UNIFORM)
 """What every robust rule needs: each update, and no number that a client claims."""
@@ -87,6 +88,18 @@ class Stateful(Protocol):
 
     def initial_state(self, d: int, dtype: DType) -> dict[str, NDArray[Any]]:
         """Return the state before the first round of updates with ``d`` elements of ``dtype``."""
+        ...
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A linear rule: Σ wᵢ·updateᵢ and the weights are all it needs, so no update need be kept.
+
+    The result is the one that the rule's own call gives, bit for bit.
+    """
+
+    def from_sum(self, total: WeightedSum, weights: NDArray[np.float64], *, dtype: DType) -> Aggregate:
+        """Return the result from the sum of ``(n,)`` weighted updates; equal weights are ones."""
         ...
 
 

@@ -1,5 +1,6 @@
 """The mean of the updates, weighted or uniform (McMahan et al. 2017, Algorithm 1)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -7,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..contracts import Access, Contract, Weighting
+from ..dtypes import DType
 from ..errors import PreconditionError
 from ..registry import Kind, register
 from .core import Aggregate, validate
-from .rows import Rows, finite_blocks
+from .rows import Rows, map_blocks, require_finite
+from .streaming import WeightedSum, block_width, power_of_two_above
 
 _CONTRACT = Contract(access=Access.SUM, weighting=Weighting.EXAMPLES)
 
@@ -29,7 +32,8 @@ class Mean:
 
     Guarantees
     ----------
-    Accumulated in float64 as a convex combination, so it overflows for no finite input.
+    The order of the rows, and who adds up which of them, does not matter, bit for bit (see
+    :mod:`fl_plugins.aggregation.streaming`). It overflows for no finite input.
     """
 
     name: ClassVar[str] = "mean"
@@ -42,11 +46,26 @@ class Mean:
 
     def __call__(self, rows: Rows | NDArray[Any], weights: NDArray[Any] | None = None) -> Aggregate:
         """Combine ``(n, d)`` updates with ``(n,)`` weights, finite and > 0, of any scale."""
-        valid, shares = validate(rows, weights, rule=self.name)
-        value: NDArray[Any] = np.empty(valid.shape[1], valid.dtype)
-        for columns, block in finite_blocks(valid, rule=self.name):
-            value[columns] = shares @ block.astype(np.float64)
-        return Aggregate(value, shares)
+        valid, _ = validate(rows, weights, rule=self.name)
+        n, d = valid.shape
+        given = np.ones(n) if weights is None else np.asarray(weights, np.float64)
+        scaled = given / power_of_two_above(given.tolist())
+        total = WeightedSum.zeros(d)
+
+        def add(columns: slice, block: NDArray[Any]) -> None:
+            require_finite(columns, block, rule=self.name)
+            total.add_block(columns, block, scaled)
+
+        map_blocks(valid, add, width=block_width(n))
+        return self.from_sum(total, scaled, dtype=valid.dtype)
+
+    def from_sum(self, total: WeightedSum, weights: NDArray[np.float64], *, dtype: DType) -> Aggregate:
+        """Return the mean from the weighted sum of the updates."""
+        shares = weights / weights.max()
+        # fsum, for the total must not depend on the order either.
+        return Aggregate(
+            total.divided_by(math.fsum(weights.tolist()), dtype), shares / math.fsum(shares.tolist())
+        )
 
 
 def mean(updates: Rows | NDArray[Any], weights: NDArray[Any] | None = None) -> NDArray[Any]:

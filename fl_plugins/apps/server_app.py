@@ -52,10 +52,9 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
         checkpoint_every=config.checkpoint_every,
         keep_checkpoints=config.keep_checkpoints,
         resume=config.resume,
-        identity={
-            name: _canonical(getattr(config, name)) for name in ("strategy", "client", "task", "attack")
-        },
+        identity=_identity(config),
         roll_call=True,
+        virtual_clients=config.virtual_clients,
         emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
     )
     try:
@@ -68,6 +67,12 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
     if run_dir is not None:
         _keep_model(run_dir / FINAL_MODEL, result, config)
     return result
+
+
+def _identity(config: RunConfig) -> dict[str, str]:
+    """Return what a resumed run must share with the one that it continues."""
+    specs = {name: _canonical(getattr(config, name)) for name in ("strategy", "client", "task", "attack")}
+    return specs | ({"virtual-clients": str(config.virtual_clients)} if config.virtual_clients else {})
 
 
 def _canonical(spec: str) -> str:
@@ -83,6 +88,11 @@ def _run_foreign(
         raise ContractError(
             f"{config.strategy}: made a {type(strategy).__name__}, but a flwr.serverapp.strategy.Strategy "
             "is needed."
+        )
+    if config.virtual_clients:
+        raise ConfigError(
+            f"{config.strategy}: virtual-clients={config.virtual_clients}, but Flower's own strategies know "
+            "no cohort nodes; set it to 0, or derive the strategy from strategies.FederatedStrategy."
         )
     if config.resume or config.stop:
         raise ConfigError(

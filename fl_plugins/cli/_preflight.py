@@ -26,17 +26,30 @@ def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
     strategy = build(Kind.STRATEGY, config.strategy)
     if config.stop.strip():
         build(Kind.STOPPER, config.stop)
+    if config.virtual_clients and num_supernodes > config.virtual_clients:
+        raise ConfigError(
+            f"simulate: num_supernodes={num_supernodes}, but virtual-clients={config.virtual_clients} leaves "
+            "some of them without any; give fewer --num-supernodes, or none for one per core."
+        )
     check_cohorts(
         strategy,
         spec=config.strategy,
-        num_supernodes=num_supernodes,
+        num_supernodes=config.virtual_clients or num_supernodes,
+        option="--virtual-clients" if config.virtual_clients else "--num-supernodes",
         phases=("train", "evaluate") if config.client_evaluation else ("train",),
     )
     client_stack(config)
 
 
-def check_cohorts(strategy: Any, *, spec: str, num_supernodes: int, phases: tuple[str, ...]) -> None:
-    """Refuse nodes so few that a round would wait for more, or that the rule cannot work with.
+def check_cohorts(
+    strategy: Any,
+    *,
+    spec: str,
+    num_supernodes: int,
+    phases: tuple[str, ...],
+    option: str = "--num-supernodes",
+) -> None:
+    """Refuse clients so few that a round would wait for more, or that the rule cannot work with.
 
     A strategy that is not built like ours does not say what it needs: nothing is checked.
 
@@ -47,6 +60,7 @@ def check_cohorts(strategy: Any, *, spec: str, num_supernodes: int, phases: tupl
     PreconditionError
         If the rule needs more updates than a cohort gives.
     """
+    name, what = option[2:].replace("-", "_"), "clients" if "clients" in option else "nodes"
     settings = getattr(strategy, "settings", None)
     cohort_size = getattr(settings, "cohort_size", None)
     if not callable(cohort_size):
@@ -56,8 +70,8 @@ def check_cohorts(strategy: Any, *, spec: str, num_supernodes: int, phases: tupl
         needed = max(size, getattr(settings, "min_available_nodes", 1))
         if size > 0 and num_supernodes < needed:
             raise ConfigError(
-                f"simulate: num_supernodes={num_supernodes}, but {spec} waits for {needed} nodes to {phase}; "
-                f"give --num-supernodes {needed} or more, or lower min_{phase}_nodes, num_{phase}_nodes or "
+                f"simulate: {name}={num_supernodes}, but {spec} waits for {needed} {what} to {phase}; "
+                f"give {option} {needed} or more, or lower min_{phase}_nodes, num_{phase}_nodes or "
                 "min_available_nodes in the strategy's spec."
             )
     rule = getattr(strategy, "aggregator", None)
@@ -67,6 +81,6 @@ def check_cohorts(strategy: Any, *, spec: str, num_supernodes: int, phases: tupl
             rule.check(sizes["train"])
         except PreconditionError as error:
             raise PreconditionError(
-                f"simulate: num_supernodes={num_supernodes} gives cohorts of {sizes['train']}. {error} More "
-                "nodes come with --num-supernodes."
+                f"simulate: {name}={num_supernodes} gives cohorts of {sizes['train']}. {error} More "
+                f"{what} come with {option}."
             ) from None

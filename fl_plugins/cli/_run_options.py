@@ -30,6 +30,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--task", metavar="SPEC", help="model and data, e.g. \"digits(partition='dirichlet')\"")
     what.add_argument("--attack", metavar="SPEC", help='hostile clients, e.g. "sign_flip(num_byzantine=2)"')
     what.add_argument("--num-rounds", type=int, metavar="N", help="rounds to run")
+    what.add_argument(
+        "--virtual-clients",
+        type=int,
+        metavar="N",
+        help="clients in all, which the nodes host between them (default 0: every node is one client)",
+    )
     what.add_argument("--seed", type=int, metavar="N", help="seed of everything that is drawn")
     what.add_argument(
         "--run-config",
@@ -41,7 +47,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--app", type=Path, metavar="PATH", help="run this Flower App, not the ready-made one")
     where = parser.add_argument_group("where")
     where.add_argument(
-        "--num-supernodes", type=int, metavar="N", help=f"simulated nodes (default {NUM_SUPERNODES})"
+        "--num-supernodes",
+        type=int,
+        metavar="N",
+        help=f"simulated nodes (default {NUM_SUPERNODES}; with --virtual-clients one for each core)",
     )
     where.add_argument(
         "--client-cpus", type=int, metavar="N", help="CPU cores that one client needs (default 1)"
@@ -63,7 +72,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Value]:
     """
     options = {
         key: getattr(args, key.replace("-", "_"), None)
-        for key in ("strategy", "client", "task", "attack", "num-rounds", "seed")
+        for key in ("strategy", "client", "task", "attack", "num-rounds", "seed", "virtual-clients")
     }
     given: dict[str, Value] = {key: value for key, value in options.items() if value is not None}
     for key, value in parse_run_config(args.run_config).items():

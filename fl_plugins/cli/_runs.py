@@ -1,6 +1,7 @@
 """From options to runs, and the runs themselves: what ``simulate`` and ``compare`` do."""
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -64,7 +65,7 @@ def plan_run(
     where = "the ready-made app" if app is None else str(app)
     check_keys(given, declared, where=where)
     run_config = {**declared, **given}
-    num_supernodes = NUM_SUPERNODES if args.num_supernodes is None else args.num_supernodes
+    num_supernodes = default_nodes(run_config) if args.num_supernodes is None else args.num_supernodes
     if app is None:
         check_run(run_config, num_supernodes=num_supernodes)
     if resume and "resume" not in declared:
@@ -87,6 +88,14 @@ def plan_run(
         request=request,
         app=READY_MADE if app is None else str(app),
     )
+
+
+def default_nodes(run_config: Mapping[str, Value]) -> int:
+    """Return how many nodes to simulate: one for each core if they share virtual clients, else a few."""
+    virtual = run_config.get("virtual-clients", 0)
+    if type(virtual) is not int or virtual < 1:  # what is wrong with it is said when the run is checked
+        return NUM_SUPERNODES
+    return min(virtual, os.cpu_count() or 1)
 
 
 def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:

@@ -29,7 +29,7 @@ from .session import EVENTS_FILE
 CONFIG_FILE = "config.toml"
 LOCK_FILE = ".lock"
 SPEC_KEYS = ("strategy", "client", "task", "attack")
-IDENTITY_KEYS = (*SPEC_KEYS, "seed", "num-supernodes")
+IDENTITY_KEYS = (*SPEC_KEYS, "seed", "num-supernodes", "virtual-clients")
 """What a run is: a run that is resumed has the same. Rounds, stopping, evaluation and timeouts may change."""
 
 PACKAGES = ("fl-plugins", "flwr", "ray", "jax", "flax", "optax", "numpy")

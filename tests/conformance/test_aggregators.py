@@ -221,7 +221,6 @@ CASES = {
         function=lambda rows, f: mean.mean(rows),
         oracle=mean_oracle,
         needs=lambda f: 1,
-        bit_exact=False,
         selects=True,
         takes_weights=True,
         tolerates=None,

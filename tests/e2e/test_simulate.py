@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from fl_plugins.apps.client_app import app as client_app
+from fl_plugins.apps.config import RunConfig
+from fl_plugins.apps.server_app import FINAL_MODEL, run_app
+from fl_plugins.checkpoints import load_checkpoint
 from fl_plugins.runlog.events import read_events
 from fl_plugins.simulation.keeper import descendants
+from fl_plugins.testing import InProcessGrid
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -182,6 +187,26 @@ def test_compare_shows_what_worked_and_what_failed_and_leaves_nothing_behind(app
     assert sorted(event["client"] for event in events if event["event"] == "reply") == ["0", "0", "1", "1"]
     assert read_events(folder / "01-broken" / "events.jsonl")[-1]["event"] == "run_failed"
     wait_until_nothing_is_left(tree, temp, seconds=0.1)
+
+
+def test_two_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp):
+    task = "digits(model='mlp')"
+    options = ("--name", "x", "--task", task, "--num-rounds", "2", "--seed", "5", "--virtual-clients", "6")
+    process = start(tmp_path, "simulate", *options)
+    output, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors
+    assert "6 sampled, 6 answered, 0 quarantined" in output
+    folder = tmp_path / "runs" / "x"
+    replies = [event for event in read_events(folder / "events.jsonl") if event["event"] == "reply"]
+    assert len({event["node"] for event in replies}) == 2
+    assert {event["client"] for event in replies} == {"0", "1", "2", "3", "4", "5"}
+    config = RunConfig(task=task, num_rounds=2, seed=5)
+    run_config = {**RunConfig.defaults(), "task": task, "num-rounds": 2, "seed": 5}
+    with InProcessGrid(client_app, 6, run_config=run_config) as grid:
+        alone = run_app(grid, config)
+    kept = load_checkpoint(folder / FINAL_MODEL).arrays["model"]
+    for key, array in alone.arrays.items():
+        assert kept[key].tobytes() == array.numpy().tobytes(), key
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_run_can_be_resumed(app, tmp_path, temp):

@@ -1,6 +1,7 @@
 """Stable names make cohorts reproducible although Flower draws node ids anew in every simulation."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_plugins.errors import QuorumError
+from fl_plugins.errors import ConfigError, QuorumError
 from fl_plugins.testing import InProcessGrid
-from fl_plugins.wire import CLIENT_ID
+from fl_plugins.wire import CLIENT_ID, CLIENT_IDS
 from strategies.roster import Roster, name_order, sample_cohort
 
 
@@ -27,21 +28,19 @@ def _stock(message: Message, _: Context) -> Message:
 def test_a_cohort_depends_on_names_and_seed_but_not_on_node_ids(
     order: list[int], size: int, seed: int
 ) -> None:
-    straight = {1000 + index: str(index) for index in range(12)}
-    shuffled = {7 * node + 1: str(index) for node, index in enumerate(order)}
+    straight = {str(index): 1000 + index for index in range(12)}
+    shuffled = {str(index): 7 * node + 1 for node, index in enumerate(order)}
     rng = np.random.default_rng
     one = sample_cohort(straight, size, rng=rng(seed))
     other = sample_cohort(shuffled, size, rng=rng(seed))
-    assert list(one.values()) == list(other.values())
+    assert list(one) == list(other)
     assert len(set(one)) == size
 
 
 def test_every_client_is_sampled_equally_often() -> None:
-    clients = {node: str(node) for node in range(10)}
+    clients = {str(node): node for node in range(10)}
     counts = Counter(
-        name
-        for seed in range(2000)
-        for name in sample_cohort(clients, 3, rng=np.random.default_rng(seed)).values()
+        name for seed in range(2000) for name in sample_cohort(clients, 3, rng=np.random.default_rng(seed))
     )
     # Binomial(2000, 0.3): mean 600, sd 20.5; five sd leave a chance of about 6e-6 for ten names.
     assert max(abs(count - 600) for count in counts.values()) < 5 * 20.5
@@ -54,14 +53,14 @@ def test_numeric_names_sort_by_value() -> None:
 def test_roll_call_learns_names_and_asks_each_node_once() -> None:
     with InProcessGrid(_named, 3) as grid:
         roster = Roster(roll_call=True)
-        assert roster.wait_for(grid, 3, timeout_s=5) == {1: "0", 2: "1", 3: "2"}
+        assert roster.wait_for(grid, 3, timeout_s=5) == {"0": 1, "1": 2, "2": 3}
         roster.wait_for(grid, 3, timeout_s=5)
         assert len(grid.sent) == 3
 
 
 def test_stock_clients_keep_their_node_ids() -> None:
     with InProcessGrid(_stock, 2) as grid:
-        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "node-1", 2: "node-2"}
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {"node-1": 1, "node-2": 2}
 
 
 def test_two_nodes_that_claim_one_name_stay_apart() -> None:
@@ -69,9 +68,72 @@ def test_two_nodes_that_claim_one_name_stay_apart() -> None:
         return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: "0"})}), reply_to=message)
 
     with InProcessGrid(_named, 2, overrides={2: impostor}) as grid:
-        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {1: "0", 2: "0@2"}
+        assert Roster(roll_call=True).wait_for(grid, 2, timeout_s=5) == {"0": 1, "0@2": 2}
 
 
 def test_too_few_nodes_end_in_an_error_with_numbers_not_in_an_endless_wait() -> None:
     with InProcessGrid(_named, 2) as grid, pytest.raises(QuorumError, match=r"2 nodes .* but 5 are needed"):
         Roster().wait_for(grid, 5, timeout_s=0.1)
+
+
+def _hosting(ids: list[int]) -> Any:
+    def host(message: Message, _: Context) -> Message:
+        return Message(RecordDict({"config": ConfigRecord({CLIENT_IDS: ids})}), reply_to=message)
+
+    return host
+
+
+def _look(roster: Roster, grid: InProcessGrid, nodes: list[int]) -> dict[str, int]:
+    """Return the clients while these nodes are connected."""
+    grid.get_node_ids = lambda: nodes  # type: ignore[method-assign]
+    return roster.wait_for(grid, 1, timeout_s=5)
+
+
+def test_the_clients_of_cohort_nodes_are_named_and_ordered_whatever_the_nodes() -> None:
+    with InProcessGrid(_hosting([0, 10, 2]), 2, overrides={1: _hosting([9, 1])}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=11)
+        clients = roster.wait_for(grid, 5, timeout_s=5)
+        assert list(clients.items()) == [("0", 2), ("1", 1), ("2", 2), ("9", 1), ("10", 2)]
+        assert all(map(roster.is_host, (1, 2)))
+        assert roster.wait_for(grid, 5, timeout_s=5) is clients, "nothing is done while nothing changes"
+
+
+def test_a_newcomer_cannot_take_over_clients_that_another_node_hosts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={1: _hosting([0, 1, 2])}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=3)
+        assert _look(roster, grid, [2]) == {"0": 2, "1": 2}
+        assert _look(roster, grid, [1, 2]) == {"0": 2, "1": 2, "2": 1}
+        assert "node 1 claims to host clients 0, 1, which other nodes have had before" in caplog.text
+
+
+def test_a_node_that_starts_again_under_another_id_gets_its_clients_back() -> None:
+    with InProcessGrid(_hosting([0, 1]), 3) as grid:
+        roster = Roster(roll_call=True, virtual_clients=2)
+        assert _look(roster, grid, [3]) == {"0": 3, "1": 3}
+        assert _look(roster, grid, [2, 3]) == {"0": 3, "1": 3}
+        assert _look(roster, grid, [2]) == {"0": 2, "1": 2}
+        assert _look(roster, grid, [2, 3]) == {"0": 2, "1": 2}
+
+
+def test_two_that_claim_a_client_at_the_same_time_are_an_error() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2) as grid, pytest.raises(ConfigError, match="nodes 1 and 2 both"):
+        Roster(roll_call=True, virtual_clients=2).wait_for(grid, 1, timeout_s=5)
+
+
+def test_a_single_client_cannot_call_itself_by_a_virtual_clients_name() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={1: _named}) as grid:
+        clients = Roster(roll_call=True, virtual_clients=2).wait_for(grid, 3, timeout_s=5)
+        assert clients == {"0": 2, "1": 2, "0@1": 1}
+
+
+def test_nobody_hosts_virtual_clients_in_a_run_that_has_none() -> None:
+    with InProcessGrid(_named, 2, overrides={2: _hosting([0, 1])}) as grid:
+        assert Roster(roll_call=True).wait_for(grid, 1, timeout_s=5) == {"0": 1}
+
+
+def test_in_a_run_with_virtual_clients_a_node_that_does_not_know_the_question_is_left_out() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={2: _stock}) as grid:
+        roster = Roster(roll_call=True, virtual_clients=2)
+        assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 1, "1": 1}

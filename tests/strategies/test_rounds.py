@@ -1,5 +1,6 @@
 """The round loop: quarantine, quorum, retry, checkpoints, exact resume, early stop."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fl_plugins.errors import (
 from fl_plugins.run_options import RunOptions
 from fl_plugins.testing import InProcessGrid
 from fl_plugins.wire import CLIENT_ID, ROLL_CALL
-from strategies import FedAvg, FederatedStrategy, Krum, TrimmedMean
+from strategies import FedAvg, FederatedStrategy, Krum, TrimmedMean, folding
 
 Client = Callable[[Message, Context], Message]
 MakeClient = Callable[..., Client]
@@ -613,3 +614,25 @@ def test_a_rule_without_repr_is_described_by_its_attributes() -> None:
             self.strength = strength
 
     assert "Plain(strength=2.0)" in FederatedStrategy(Plain(2.0)).describe()
+
+
+def test_a_mean_keeps_one_sum_and_not_every_reply(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    d = 200_000
+    model = ArrayRecord({"w": Array(np.zeros(d, np.float32))})
+
+    def peak(strategy: FederatedStrategy, num_nodes: int) -> float:
+        """Return the most memory in use, in models."""
+        tracemalloc.start()
+        try:
+            _run(strategy, make_client(1.0), model, num_nodes=num_nodes, num_rounds=1)
+            return tracemalloc.get_traced_memory()[1] / (4 * d)
+        finally:
+            tracemalloc.stop()
+
+    monkeypatch.setattr(folding, "_BATCH_REPLIES", 4)
+    mean, krum = FedAvg(fraction_evaluate=0.0), Krum(num_byzantine=2, fraction_evaluate=0.0)
+    grown, control = (peak(rule, 60) - peak(rule, 20) for rule in (mean, krum))
+    assert grown < 8, "40 clients more are not 40 models more; a few are in flight"
+    assert control > 35, "the negative control keeps them all"

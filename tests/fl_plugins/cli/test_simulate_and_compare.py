@@ -1,5 +1,6 @@
 """What the two commands refuse before any process is started, and what they make of a run's end."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -66,6 +67,9 @@ def run(tmp_path, *arguments):
         (["--run-config", "num-rounds=3.5"], "num-rounds"),
         (["--run-config", "stop='plateu()'"], "plateau"),
         (["--num-supernodes", "0"], "num_supernodes=0"),
+        (["--virtual-clients", "-1"], "virtual-clients=-1"),
+        (["--virtual-clients", "3", "--num-supernodes", "4"], "virtual-clients=3 leaves some"),
+        (["--virtual-clients", "3", "--run-config", "virtual-clients=3"], "virtual-clients is also given"),
         (["--name", "../x"], "not the name of a folder"),
         (["--resume"], "--resume needs --name"),
         (["--resume", "--name", "x"], "there is no run to resume"),
@@ -121,6 +125,42 @@ def test_too_few_nodes_are_refused_at_once_and_not_waited_for(
 )
 def test_a_phase_that_is_left_out_needs_no_nodes(tmp_path, flower, strategy, more):
     assert run(tmp_path, "simulate", "--strategy", strategy, *more) == 0
+
+
+def test_the_rule_is_asked_for_clients_and_not_for_the_nodes_that_host_them(tmp_path, no_flower, capsys):
+    options = ["--virtual-clients", "10", "--num-supernodes", "2"]
+    assert run(tmp_path, "simulate", "--strategy", "krum(num_byzantine=4)", *options) == 2
+    assert "virtual_clients=10 gives cohorts of 10" in capsys.readouterr().err
+    assert run(tmp_path, "simulate", "--strategy", "fedavg(num_train_nodes=11)", *options) == 2
+    assert "waits for 11 clients to train; give --virtual-clients 11" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes"),
+    [
+        (["--virtual-clients", "100"], os.cpu_count()),
+        (["--virtual-clients", "100", "--num-supernodes", "3"], 3),
+        (["--run-config", "virtual-clients=2"], min(2, os.cpu_count() or 1)),
+        ([], 10),
+    ],
+)
+def test_virtual_clients_share_one_node_for_each_core(tmp_path, flower, options, nodes):
+    assert run(tmp_path, "simulate", *options) == 0
+    assert flower[1].num_supernodes == nodes
+    assert flower[1].run_config.get("virtual-clients", 0) == (0 if nodes == 10 else read_virtual(tmp_path))
+
+
+def read_virtual(tmp_path):
+    [folder] = (tmp_path / "runs").iterdir()
+    return read_config(folder)["run-config"]["virtual-clients"]
+
+
+def test_a_run_is_resumed_with_as_many_virtual_clients_as_it_had(tmp_path, flower, capsys):
+    assert run(tmp_path, "simulate", "--virtual-clients", "20", "--name", "a") == 0
+    assert run(tmp_path, "simulate", "--virtual-clients", "21", "--name", "a", "--resume") == 2
+    assert "virtual-clients=21 (it has 20)" in capsys.readouterr().err
+    assert run(tmp_path, "simulate", "--name", "a", "--resume") == 0
+    assert flower[-2].run_config["virtual-clients"] == 20
 
 
 def test_a_strategy_that_does_not_say_what_it_needs_is_not_asked():
