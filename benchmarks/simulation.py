@@ -32,6 +32,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from contestants import workload
@@ -196,7 +197,7 @@ def run_once(name: str, model: str, rounds: int, logs: Path | None) -> Sample | 
 def environment(folder: Path) -> dict[str, str]:
     """Return what every contestant gets: the same packages, no accelerator, a cold compilation cache."""
     paths = f"{BENCHMARKS}{os.pathsep}{ROOT}"
-    cache = {"FL_PLUGINS_COMPILATION_CACHE": str(folder / "cache"), "XDG_CACHE_HOME": str(folder / "cache")}
+    cache = {"FL_PLUGINS_CACHE_DIR": str(folder / "cache")}
     return {
         **os.environ,
         **cache,
@@ -211,7 +212,7 @@ def sample(marks: Marks, usage: Usage, rounds: int) -> Sample:
         raise ValueError(f"{len(marks.rounds)} of {rounds} rounds ended")
     ends = marks.rounds[WARM_UP - 1 :]
     return Sample(
-        seconds=[after - before for before, after in zip(ends, ends[1:], strict=False)],
+        seconds=[after - before for before, after in pairwise(ends)],
         cpu=usage.cpu_between(ends[0], ends[-1]) / (len(ends) - 1),
         total=usage.ended - usage.started,
         peak=usage.peak,
@@ -245,7 +246,7 @@ class Row:
 
 
 HEADER = (
-    "| contestant | s / round | × | best s | CPU-s / round | × | total s | × | peak MiB | SGD steps | loss |\n"
+    "| contestant | s / round | × | best s | CPU-s / round | × | total s | × | peak MiB | steps | loss |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 

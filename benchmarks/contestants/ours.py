@@ -17,13 +17,15 @@ def _dataset(data: Examples) -> Dataset:
 
 
 @register(Kind.TASK, "simulation")
-def simulation(*, model: str = "mlp") -> Task:
+def simulation(*, model: str = "mlp", examples: int = workload.EXAMPLES) -> Task:
     """Return one of the benchmark's models and its data.
 
     Parameters
     ----------
     model : str
         mlp, lenet or charlm.
+    examples : int
+        Of each client.
     """
     import jax
 
@@ -34,9 +36,9 @@ def simulation(*, model: str = "mlp") -> Task:
     def init(_: jax.Array) -> dict[str, dict[str, jax.Array]]:
         return {"params": {k: jax.numpy.asarray(v) for k, v in workload.initial_parameters(model).items()}}
 
-    @functools.cache
+    @functools.lru_cache(maxsize=workload.NUM_CLIENTS)
     def partition(number: int) -> ClientData:
-        data = _dataset(workload.client_data(model, number))
+        data = _dataset(workload.client_data(model, number, count=examples))
         return ClientData(train=data, validation=Dataset(data.x[:0], data.y[:0]))
 
     return Task(

@@ -2,15 +2,15 @@
 
 FedAvg: 100 clients of 100 examples, 20 of them sampled per round, one local epoch, batches of 10, plain SGD.
 
-========  =============================================================  ==========  =========================
+========  =============================================================  ==========  =====================
 model     what it is                                                     parameters  x, y of one example
-========  =============================================================  ==========  =========================
-mlp       784-200-10, ReLU                                               159,010     (784,) float32, class
-lenet     conv 6@5×5, pool, conv 16@5×5, pool, 120, 84, 10 (its quick-   62,006      (32, 32, 3) float32, class
-          PyTorch quickstart)
+========  =============================================================  ==========  =====================
+mlp       784-200-10, ReLU                                               159,010     (784,), class
+lenet     conv 6@5×5, pool, conv 16@5×5, pool, 120, 84, 10: Flower's    62,006      (32, 32, 3), class
+          PyTorch quickstart
 charlm    causal transformer, 64 tokens, context 32, width 64, 2 heads,  108,544     (32,) int32, next tokens
           2 blocks, pre-norm without learned scales, no biases
-========  =============================================================  ==========  =========================
+========  =============================================================  ==========  =====================
 
 Parameters are a flat dict in JAX's layout: kernels ``(in, out)`` and ``(height, width, in, out)``.
 """
@@ -41,9 +41,9 @@ class Examples:
     y: np.ndarray
 
 
-def client_data(model: str, client: int) -> Examples:
+def client_data(model: str, client: int, *, count: int = EXAMPLES) -> Examples:
     """Return one client's training examples."""
-    return _draw(model, EXAMPLES, seed=1000 + client)
+    return _draw(model, count, seed=1000 + client)
 
 
 def test_data(model: str) -> Examples:
