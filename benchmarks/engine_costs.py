@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -64,6 +65,7 @@ _RUN_ID = 1
 
 def _state_with_nodes(nodes: int) -> tuple[Any, list[int]]:
     """Return the engine's in-memory state with one run and registered nodes, as its main loop makes it."""
+    from flwr.proto.task_pb2 import Task
     from flwr.server.superlink.fleet.vce.vce_api import _register_nodes
     from flwr.server.superlink.linkstate import LinkStateFactory
     from flwr.server.superlink.linkstate.in_memory_linkstate import RunRecord
@@ -77,7 +79,9 @@ def _state_with_nodes(nodes: int) -> tuple[Any, list[int]]:
     run: Any = Run.create_empty(_RUN_ID)
     run.federation_id = NOOP_FEDERATION_ID
     state: Any = factory.state()
+    run.primary_task_id = _RUN_ID
     state.run_ids[_RUN_ID] = RunRecord(run=run)
+    state.task_store[_RUN_ID] = Task(task_id=_RUN_ID, run_id=_RUN_ID)
     return state, ids
 
 
@@ -110,7 +114,7 @@ def round_trip() -> None:
             begun = time.time()
             subprocess.run(command, check=True, capture_output=True, timeout=300)
             first, *others = (float(line) for line in out.read_text().split())
-        pauses = [after - before for before, after in zip(others, others[1:], strict=False)]
+        pauses = [after - before for before, after in pairwise(others)]
         line = f"| {nodes} | {asked} | {first - begun:.1f} | {statistics.median(pauses):.3f} |"
         print(line, flush=True)
 
