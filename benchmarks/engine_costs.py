@@ -135,9 +135,11 @@ def child(text: str) -> None:
 
     @server.main()
     def main(grid: Grid, _: Context) -> None:
+        while len(ids := list(grid.get_node_ids())) < int(nodes):
+            time.sleep(0.05)  # the ServerApp starts before the nodes are registered
+        ids = ids[: int(asked)]
         with Path(out).open("a") as file:
             for _ in range(22):
-                ids = list(grid.get_node_ids())[: int(asked)]
                 replies = list(grid.send_and_receive([Message(RecordDict(), i, "train") for i in ids]))
                 assert len(replies) == int(asked)
                 file.write(f"{time.time()}\n")
