@@ -261,8 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
             "# Rounds to a target accuracy (McMahan et al. 2017)",
             "",
             f"Written by `python benchmarks/mcmahan.py --write`, seed {options.seed}. MNIST's 10,000 test "
-            "images, 8,000 of them to train on: orderings compare with the paper's Tables 1 and 2, figures do "
-            "not. In brackets: FedSGD's rounds (E = 1, B = ∞) over this row's, at the same C.",
+            "images, 8,000 of them to train on: orderings compare with the paper's Tables 1 and 2, figures "
+            "do not. In brackets: FedSGD's rounds (E = 1, B = ∞) over this row's, at the same C.",
             "",
         ]
         path.write_text("\n".join([*head, *table(rounds), "", "The paper's orderings:", "", *verdicts, ""]))
