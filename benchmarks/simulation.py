@@ -190,8 +190,9 @@ def run_once(name: str, model: str, rounds: int, logs: Path | None) -> Sample | 
         try:
             return sample(runner.read(run), usage, rounds)
         except (OSError, ValueError, LookupError) as error:
-            last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
-            return f"failed (status {usage.status}): {' '.join(last)[:160] or error}"
+            end = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-15:]
+            print("\n".join(end), file=sys.stderr, flush=True)  # its folder goes with it
+            return f"failed (status {usage.status}): {error}"
 
 
 def environment(folder: Path) -> dict[str, str]:
