@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .attacks.sybil import Sybil
     from .attacks.zero import Zero
     from .compilation_cache import enable_compilation_cache
+    from .fast_convolutions import fast_convolutions
     from .layers import Conv, conv_general_dilated, max_pool_2x2
     from .losses import accuracy, softmax_cross_entropy, squared_error
     from .models import linen_model, nnx_model
@@ -46,6 +47,7 @@ __all__ = [
     "conv_general_dilated",
     "digits",
     "enable_compilation_cache",
+    "fast_convolutions",
     "flwr_dataset",
     "linen_model",
     "max_pool_2x2",
@@ -73,6 +75,7 @@ _MODULES = {
     "conv_general_dilated": "layers",
     "digits": "tasks.digits",
     "enable_compilation_cache": "compilation_cache",
+    "fast_convolutions": "fast_convolutions",
     "flwr_dataset": "tasks.flwr_dataset",
     "linen_model": "models",
     "max_pool_2x2": "layers",

@@ -93,14 +93,14 @@ def test_a_cohort_gives_every_client_the_bits_that_it_gets_alone(case):
     task, make, options = CASES[case]
     trainer = Supervised(task(), batch_size=BATCH, **options)
     assert isinstance(trainer, TrainsCohorts)
-    sizes = (1, 7, 8, 9, 30, 31, 32, 33, 40, 8, 8, 1, 12, 13, 14, 15, 16, 17, 18, 100)
+    sizes = (1, 8, 9, 30, 31, 32, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 9)
     datasets = [make(n, seed=i) for i, n in enumerate(sizes)]
     assert_cohort_equals_one_by_one(trainer, datasets, [7 * i + 2**62 for i in range(len(sizes))])
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
-    sizes=st.lists(st.integers(1, 70), min_size=1, max_size=40),
+    sizes=st.lists(st.integers(1, 70), min_size=1, max_size=20),
     seed=st.integers(0, 2**63 - 1),
 )
 def test_any_sizes_and_seeds_give_the_bits_of_one_by_one(trainer, sizes, seed):
@@ -118,14 +118,12 @@ def test_the_comparison_sees_a_seed_that_went_to_another_client(trainer, start):
     np.testing.assert_array_equal(right[name][::-1], wrong[name])
 
 
-@pytest.mark.parametrize("case", ["mlp", "proximal", "batch_norm_and_dropout", "cnn", "transformer"])
+@pytest.mark.parametrize("case", ["proximal", "batch_norm_and_dropout", "cnn"])
 def test_vmap_equals_the_loop_to_rounding(case):
     task, make, options = CASES[case]
     options = {**options, "optimizer": "sgd", "learning_rate": 0.05, "batch_size": BATCH}
-    datasets = [make(n, seed=i) for i, n in enumerate((1, 8, 9, 20, 33, 7))]
-    results = [
-        Supervised(task(), mapping=mapping, **options) for mapping in ("loop", "vmap")
-    ]
+    datasets = [make(n, seed=i) for i, n in enumerate((9, 20, 32, 10, 11, 12))]
+    results = [Supervised(task(), mapping=mapping, **options) for mapping in ("loop", "vmap")]
     start = results[0].init(seed=0)
     loop, vmap = (trainer.train_cohort(start, datasets, seeds=range(6)) for trainer in results)
     for name, array in loop.arrays.items():
@@ -299,61 +297,60 @@ def test_elsewhere_both_are_timed_once_and_the_choice_is_kept(monkeypatch):
 
 # -- Several devices --------------------------------------------------------------------------------------
 
-ON_DEVICES = textwrap.dedent(
+SIZES = (9, 30, 31, 12, 13, 14, 15, 16, 17, 18, 10, 32, 11, 25, 26, 27, 28, 29, 30, 9, 10)
+"""One bucket, and with two devices one block that is not full on either."""
+
+ON_TWO_DEVICES = textwrap.dedent(
     """
     import sys
     import jax
     import numpy as np
-    from tests.clients.test_cohort import CASES
+    from tests.clients.test_cohort import CASES, SIZES
     from clients.supervised import Supervised
 
-    out, case, mapping, devices = sys.argv[1:]
+    out, case, mapping = sys.argv[1:]
     task, make, options = CASES[case]
     trainer = Supervised(task(), batch_size=8, mapping=mapping, **options)
-    assert len(trainer._train.devices) == jax.local_device_count() == int(devices)
-    sizes = [1, 7, 8, 9, 30, 31, 32, 33, 40, 8, 8, 1, 12, 13, 14, 15, 16, 17, 18, 100]
-    datasets = [make(n, seed=i) for i, n in enumerate(sizes)]
+    assert len(trainer._train.devices) == jax.local_device_count() == 2
+    datasets = [make(n, seed=i) for i, n in enumerate(SIZES)]
     start = trainer.init(seed=0)
-    cohort = trainer.train_cohort(start, datasets, seeds=range(20))
+    cohort = trainer.train_cohort(start, datasets, seeds=range(len(SIZES)))
     values = trainer.evaluate_cohort(start, datasets)
+    assert {many for (_, many), program in trainer._train.programs.items() if program._cache_size()} == {True}
     np.savez(out, **cohort.arrays, **{"train " + k: v for k, v in cohort.metrics.items()},
              **{"evaluate " + k: v for k, v in values.items()})
-    sharded = [program for (_, many), program in trainer._train.programs.items() if many]
-    print(sum(program._cache_size() for program in sharded))
     """
 )
 
 
-def run_on_devices(path, *, case, mapping, devices):
+@pytest.mark.parametrize(("case", "mapping"), [("proximal", "loop"), ("cnn", "loop"), ("proximal", "vmap")])
+def test_sharding_over_two_devices_changes_nothing(tmp_path, case, mapping):
     finished = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES, str(path), case, mapping, str(devices)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        },
+        [sys.executable, "-c", ON_TWO_DEVICES, str(tmp_path / "two.npz"), case, mapping],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert (int(finished.stdout) > 0) == (devices > 1), "the sharded program ran"
-    return dict(np.load(path))
-
-
-@pytest.mark.parametrize(("case", "mapping"), [("mlp", "loop"), ("cnn", "loop"), ("mlp", "vmap")])
-def test_sharding_over_devices_changes_nothing(tmp_path, case, mapping):
-    one, two, four = (
-        run_on_devices(tmp_path / f"{n}.npz", case=case, mapping=mapping, devices=n) for n in (1, 2, 4)
-    )
-    assert len(one) > 4
+    two = dict(np.load(tmp_path / "two.npz"))
+    task, make, options = CASES[case]
+    trainer = Supervised(task(), batch_size=BATCH, **options)
+    datasets = [make(n, seed=i) for i, n in enumerate(SIZES)]
+    start = trainer.init(seed=0)
+    cohort = trainer.train_cohort(start, datasets, seeds=range(len(SIZES)))
+    values = trainer.evaluate_cohort(start, datasets)
+    one = {
+        **cohort.arrays,
+        **{f"train {name}": rows for name, rows in cohort.metrics.items()},
+        **{f"evaluate {name}": rows for name, rows in values.items()},
+    }
+    assert one.keys() == two.keys()
     for name, array in one.items():
         if mapping == "loop":
             np.testing.assert_array_equal(two[name], array, err_msg=name)
-            np.testing.assert_array_equal(four[name], array, err_msg=name)
-        else:  # other batch sizes of the batched products: Adam's steps amplify float32 rounding
-            np.testing.assert_allclose(two[name], array, rtol=1e-2, atol=1e-3, err_msg=name)
-            np.testing.assert_allclose(four[name], array, rtol=1e-2, atol=1e-3, err_msg=name)
+        else:  # batched products sum in another order, and momentum carries the rounding on
+            np.testing.assert_allclose(two[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_default_device_is_the_only_one_used():
