@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .tasks.breast_cancer import breast_cancer
     from .tasks.digits import digits
     from .tasks.flwr_dataset import flwr_dataset
+    from .tasks.mnist10k import mnist10k
+    from .tasks.shakespeare import shakespeare
 
 __all__ = [
     "Backdoor",
@@ -51,7 +53,9 @@ __all__ = [
     "flwr_dataset",
     "linen_model",
     "max_pool_2x2",
+    "mnist10k",
     "nnx_model",
+    "shakespeare",
     "softmax_cross_entropy",
     "squared_error",
 ]
@@ -79,7 +83,9 @@ _MODULES = {
     "flwr_dataset": "tasks.flwr_dataset",
     "linen_model": "models",
     "max_pool_2x2": "layers",
+    "mnist10k": "tasks.mnist10k",
     "nnx_model": "models",
+    "shakespeare": "tasks.shakespeare",
     "softmax_cross_entropy": "losses",
     "squared_error": "losses",
 }

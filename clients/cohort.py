@@ -169,9 +169,7 @@ class CohortProgram:
         ``extra`` are further arguments of ``function``, ``(m, ...)`` each.
         """
         mapping = self._mapping(shared, datasets, extra)
-        blocks = deal_blocks(
-            datasets, unit=self.unit, sizes=SLOTS[mapping], num_devices=len(self.devices)
-        )
+        blocks = deal_blocks(datasets, unit=self.unit, sizes=SLOTS[mapping], num_devices=len(self.devices))
         stacked: PyTree = None
         running: tuple[Block, PyTree] | None = None
         for block in blocks:

@@ -68,7 +68,7 @@ def _apply(equation: Any, operands: Sequence[Any]) -> Sequence[Any]:
 
 def _transformed(parameter: Any) -> Any:
     """Return an equation's parameter with the convolutions of the jaxprs in it replaced."""
-    if isinstance(parameter, tuple):
+    if type(parameter) is tuple:  # the branches of a cond; JAX has named tuples too
         return tuple(map(_transformed, parameter))
     if isinstance(parameter, core.Jaxpr) and not parameter.constvars:
         return _transformed(core.ClosedJaxpr(parameter, [])).jaxpr

@@ -233,9 +233,7 @@ def test_blocks_hold_every_client_once_in_its_own_bucket(sizes, num_devices, lad
 
 
 def test_one_large_client_does_not_pad_the_small_ones():
-    blocks = list(
-        deal_blocks([examples(8)] * 5 + [examples(5000)], unit=BATCH, sizes=(1, 16), num_devices=1)
-    )
+    blocks = list(deal_blocks([examples(8)] * 5 + [examples(5000)], unit=BATCH, sizes=(1, 16), num_devices=1))
     assert sorted((block.capacity, block.slots) for block in blocks) == [(8, 16), (8192, 1)]
 
 

@@ -115,7 +115,9 @@ def test_convolutions_are_found_in_whatever_they_are_nested(name):
     expected, reference = jax.value_and_grad(function)(kernel, x)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, reference, rtol=1e-4, atol=1e-3 * float(abs(reference).max()))
-    plain = map(is_plain, convolutions(jax.make_jaxpr(jax.grad(fast_convolutions(function)))(kernel, x).jaxpr))
+    plain = map(
+        is_plain, convolutions(jax.make_jaxpr(jax.grad(fast_convolutions(function)))(kernel, x).jaxpr)
+    )
     assert all(plain)
 
 
