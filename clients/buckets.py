@@ -106,4 +106,5 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     buffer = np.zeros(num_bytes + ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % ALIGNMENT
-    return buffer[start : start + num_bytes].view(dtype).reshape(shape)
+    zeros: NDArray[Any] = buffer[start : start + num_bytes].view(dtype).reshape(shape)
+    return zeros

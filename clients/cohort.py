@@ -64,7 +64,7 @@ def map_clients(function: Callable[..., PyTree], *, mapping: Mapping) -> Callabl
 
         empty = jax.tree.map(
             lambda leaf: jnp.zeros((rows[0].shape[0], *leaf.shape), leaf.dtype),
-            jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.int32)),
+            jax.eval_shape(run, num_clients[0]),
         )
         return lax.fori_loop(0, num_clients[0], step, empty)
 
@@ -137,7 +137,8 @@ class CohortProgram:
     def devices(self) -> list[jax.Device]:
         """The devices over which clients are sharded: all local ones, unless JAX was told a default."""
         default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]
-        return jax.local_devices() if default is None else jax.local_devices()[:1]
+        devices: list[jax.Device] = jax.local_devices()
+        return devices if default is None else devices[:1]
 
     @cached_property
     def programs(self) -> dict[tuple[Mapping, bool], Any]:
@@ -149,7 +150,8 @@ class CohortProgram:
             programs[mapping, False] = jax.jit(mapped)
 
             def sharded(shared: PyTree, *rows: jax.Array, mapped: Any = mapped) -> PyTree:
-                along, everywhere = PartitionSpec("clients"), PartitionSpec()
+                make: Any = PartitionSpec
+                along, everywhere = make("clients"), make()
                 specs = (everywhere, *(along for _ in rows))
                 # The varying-axes check asks that loop carries start out varying; zeros do not.
                 shard = jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=along, check_vma=False)
@@ -217,11 +219,10 @@ class CohortProgram:
             )
 
             def run(mapping: Mapping) -> None:
-                jax.block_until_ready(
-                    self._start(
-                        mapping, block, shared, datasets, extra, max_examples=PROBED_STEPS * self.unit
-                    )
-                )
+                limit = PROBED_STEPS * self.unit
+                results = self._start(mapping, block, shared, datasets, extra, max_examples=limit)
+                for leaf in jax.tree.leaves(results):
+                    leaf.block_until_ready()
 
             self._chosen = choose_mapping(run, platform=self.devices[0].platform)
         return self._chosen

@@ -75,7 +75,7 @@ def _transformed(parameter: Any) -> Any:
     if not isinstance(parameter, core.ClosedJaxpr) or not _has_convolution(parameter.jaxpr):
         return parameter
     return jax.make_jaxpr(lambda *arguments: _evaluate(parameter, arguments))(
-        *(jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in parameter.jaxpr.invars)
+        *(variable.aval for variable in parameter.jaxpr.invars)
     )
 
 

@@ -9,7 +9,7 @@ Mapping = Literal["loop", "vmap"]
 """How the clients of a block are run, see :mod:`clients.cohort`."""
 
 MIN_SPEEDUP = 1.5
-"""``vmap`` has to be so many times faster: the loop gives the same bits in every cohort, ``vmap`` does not."""
+"""``vmap`` has to be so many times faster: only the loop gives the same bits in every cohort."""
 
 REPEATS = 3
 
@@ -17,8 +17,8 @@ REPEATS = 3
 def choose_mapping(run: Callable[[Mapping], None], *, platform: str) -> Mapping:
     """Return which way is faster on this device; ``run(mapping)`` runs a small block to its end.
 
-    On CPUs it is the loop, untried: measured (``benchmarks/trainer.py``) ``vmap`` is at best a third faster,
-    with convolutions many times slower, and compiling it just to see takes longer than many rounds.
+    On CPUs it is the loop, untried: there ``vmap`` was seen a third faster at best and several times slower
+    at worst (``benchmarks/trainer.py``), and compiling it to see takes as long as many rounds.
     Elsewhere both are compiled and timed.
     """
     return "loop" if platform == "cpu" else measure_mapping(run)

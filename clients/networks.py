@@ -53,7 +53,7 @@ class CNN(nnx.Module):
 
 
 class LeNet(nnx.Module):
-    """The small CNN of LeCun et al. 1998 as PyTorch's and Flower's tutorials have it, 62,006 parameters on CIFAR.
+    """LeCun et al. 1998's small CNN as PyTorch's and Flower's tutorials have it: 62,006 parameters.
 
     Two 5×5 convolutions without padding (6 and 16 channels), each with ReLU and 2×2 max-pool, then hidden
     layers of 120 and 84.

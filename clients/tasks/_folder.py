@@ -18,9 +18,7 @@ def data_path(given: str | None, default: str, *, task: str) -> Path:
     """
     folder = os.environ.get(DATA_VARIABLE)
     if given is None and folder is None:
-        raise DataError(
-            f"{task}: path is not given and ${DATA_VARIABLE} is not set; set one of them to where the data lie."
-        )
+        raise DataError(f"{task}: path is not given and ${DATA_VARIABLE} is not set; set one of the two.")
     path = Path(given).expanduser() if given is not None else Path(folder or "").expanduser() / default
     if not path.exists():
         raise DataError(f"{task}: there is nothing at {path}; give path= or set ${DATA_VARIABLE}.")

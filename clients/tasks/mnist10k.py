@@ -33,8 +33,8 @@ def mnist10k(
 ) -> Task:
     """Return the task of classifying 28×28 images of handwritten digits.
 
-    ``x`` is ``(n, 28, 28, 1)`` float32 in [0, 1], ``y`` is ``(n,)`` int32 in 0..9. ``partition='by_label'`` is
-    McMahan et al.'s pathological non-IID split.
+    ``x`` is ``(n, 28, 28, 1)`` float32 in [0, 1], ``y`` is ``(n,)`` int32 in 0..9. ``partition='by_label'``
+    is McMahan et al.'s pathological non-IID split.
 
     Parameters
     ----------

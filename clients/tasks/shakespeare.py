@@ -21,7 +21,7 @@ from ..networks import Transformer
 from ..partition import check_partition_id
 from ._folder import data_path
 
-_SPEECH = re.compile(r"(?:\A|\n\n)([^\n:]+):\n(.*?)(?=\n\n[^\n:]+:\n|\s*\Z)", re.DOTALL)
+_ROLE = re.compile(r"([^\n:]+):(?:\n|\Z)")
 
 
 @register(Kind.TASK, "shakespeare", paper="McMahan et al. 2017, §3; Caldas et al. 2018")
@@ -38,8 +38,8 @@ def shakespeare(
 ) -> Task:
     """Return the task of predicting every next character with a small transformer.
 
-    ``x`` is ``(n, context)`` int32, ``y`` the same one character on: a role's speeches, one after another, cut
-    into windows. Partition i is the role with the i-th most windows, so N partitions are the N roles that
+    ``x`` is ``(n, context)`` int32, ``y`` the same one character on: a role's speeches, one after another,
+    cut into windows. Partition i is the role with the i-th most windows, so N partitions are the N roles that
     speak most. Each role's last windows are held out: first for the common test set, before them for its own
     validation.
 
@@ -88,8 +88,8 @@ def shakespeare(
     )
     if not roles:
         raise DataError(
-            f"shakespeare: no role in {file} has min_examples={min_examples} windows of {context} characters; "
-            "lower one of the two."
+            f"shakespeare: no role in {file} has min_examples={min_examples} windows of {context} "
+            "characters; lower one of the two."
         )
 
     @cache
@@ -140,16 +140,21 @@ def read_speeches(file: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"shakespeare: {file} cannot be read ({error}); give a UTF-8 text file.") from error
     speeches: dict[str, list[str]] = {}
-    for role, speech in _SPEECH.findall(text):
-        speeches.setdefault(role, []).append(speech)
+    said: list[str] | None = None
+    for paragraph in re.split(r"\n{2,}", text.strip()):
+        if heading := _ROLE.match(paragraph):
+            said = speeches.setdefault(heading[1], [])
+        if said is not None and (speech := paragraph[heading.end() if heading else 0 :]):
+            said.append(speech)
     if not speeches:
         raise DataError(f"shakespeare: {file} has no line 'Role:' after an empty one; give a play.")
     return {role: "\n\n".join(parts) for role, parts in speeches.items()}
 
 
 def _windows(text: str, codes: dict[str, int], *, context: int) -> NDArray[np.int32]:
-    """Return ``(n, context + 1)`` character codes; each window begins with the last character of the one before."""
+    """Return ``(n, context + 1)`` codes; each window begins with the last character of the one before."""
     encoded = np.array([codes[character] for character in text], np.int32)
     count = max(0, (len(encoded) - 1) // context)
     starts = np.arange(count)[:, None] * context
-    return encoded[starts + np.arange(context + 1)]
+    windows: NDArray[np.int32] = encoded[starts + np.arange(context + 1)]
+    return windows
