@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .attacks.sybil import Sybil
     from .attacks.zero import Zero
     from .compilation_cache import enable_compilation_cache
+    from .fast_convolutions import fast_convolutions
     from .layers import Conv, conv_general_dilated, max_pool_2x2
     from .losses import accuracy, softmax_cross_entropy, squared_error
     from .models import linen_model, nnx_model
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .tasks.breast_cancer import breast_cancer
     from .tasks.digits import digits
     from .tasks.flwr_dataset import flwr_dataset
+    from .tasks.mnist10k import mnist10k
+    from .tasks.shakespeare import shakespeare
 
 __all__ = [
     "Backdoor",
@@ -46,10 +49,13 @@ __all__ = [
     "conv_general_dilated",
     "digits",
     "enable_compilation_cache",
+    "fast_convolutions",
     "flwr_dataset",
     "linen_model",
     "max_pool_2x2",
+    "mnist10k",
     "nnx_model",
+    "shakespeare",
     "softmax_cross_entropy",
     "squared_error",
 ]
@@ -73,10 +79,13 @@ _MODULES = {
     "conv_general_dilated": "layers",
     "digits": "tasks.digits",
     "enable_compilation_cache": "compilation_cache",
+    "fast_convolutions": "fast_convolutions",
     "flwr_dataset": "tasks.flwr_dataset",
     "linen_model": "models",
     "max_pool_2x2": "layers",
+    "mnist10k": "tasks.mnist10k",
     "nnx_model": "models",
+    "shakespeare": "tasks.shakespeare",
     "softmax_cross_entropy": "losses",
     "squared_error": "losses",
 }

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+Strides = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -30,24 +31,23 @@ def conv_general_dilated(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
+    batch_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
     """Drop-in for ``lax.conv_general_dilated`` in Flax layers: same values, gradients fast in loops.
 
     Pass it as ``conv_general_dilated=`` to ``nnx.Conv`` or Linen's ``Conv``. Two-dimensional NHWC × HWIO
-    convolutions with stride 1, no dilation, no groups and no further options take the fast path, all others
-    are ``lax``'s own.
+    convolutions of any stride and padding, without dilation, groups and further options, take the fast path;
+    all others are ``lax``'s own.
     """
-    spatial = lhs.ndim - 2
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    is_plain = (
-        spatial == 2
+    if not (
+        lhs.ndim == 4
         and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
-        and all(size == 1 for size in (*window_strides, *(lhs_dilation or ()), *(rhs_dilation or ())))
-        and feature_group_count == 1
+        and all(size == 1 for size in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and feature_group_count == batch_group_count == 1
         and all(option is None for option in options.values())
-    )
-    if not is_plain:
+    ):
         return lax.conv_general_dilated(
             lhs,
             rhs,
@@ -57,15 +57,14 @@ def conv_general_dilated(
             rhs_dilation=rhs_dilation,
             dimension_numbers=dimension_numbers,
             feature_group_count=feature_group_count,
+            batch_group_count=batch_group_count,
             **options,
         )
-    pads = (
-        lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-        if isinstance(padding, str)
-        else padding
-    )
-    (top, bottom), (left, right) = pads
-    return _conv(lhs, rhs, ((top, bottom), (left, right)))
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
+    (top, bottom), (left, right) = padding
+    down, across = window_strides
+    return _conv(lhs, rhs, (down, across), ((top, bottom), (left, right)))
 
 
 Conv: Callable[..., nnx.Conv] = functools.partial(nnx.Conv, conv_general_dilated=conv_general_dilated)
@@ -83,39 +82,49 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
     return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
 
 
-def _plain_conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
-    """Convolve ``(b, h, w, i)`` with ``(kh, kw, i, o)`` at stride 1."""
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+def _plain_conv(x: jax.Array, kernel: jax.Array, pads: Pads, strides: Strides = (1, 1)) -> jax.Array:
+    """Convolve ``(b, h, w, i)`` with ``(kh, kw, i, o)``."""
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads) -> jax.Array:
     """Convolve with gradients as in :func:`_conv_backward`."""
-    return _plain_conv(x, kernel, pads)
+    return _plain_conv(x, kernel, pads, strides)
 
 
 def _conv_forward(
-    x: jax.Array, kernel: jax.Array, pads: Pads
+    x: jax.Array, kernel: jax.Array, strides: Strides, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Return the output and what its gradients need."""
-    return _plain_conv(x, kernel, pads), (x, kernel)
+    return _plain_conv(x, kernel, pads, strides), (x, kernel)
 
 
 def _conv_backward(
-    pads: Pads, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+    strides: Strides, pads: Pads, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the gradients for ``x`` and ``kernel``."""
+    """Return the gradients for ``x`` and ``kernel``.
+
+    A strided convolution is one of stride 1 of which only every s-th output is kept: its gradient has zeros
+    between. They are written out, since a dilated convolution would leave the fast path.
+    """
     x, kernel = residuals
-    kernel_height, kernel_width = kernel.shape[:2]
-    (top, bottom), (left, right) = pads
+    if strides != (1, 1):
+        between = [(0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0)]
+        gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), between)
+    x_pads, kernel_pads = [], []
+    for size, window, given, (before, _) in zip(
+        x.shape[1:3], kernel.shape[:2], gradient.shape[1:3], pads, strict=True
+    ):
+        # What makes the results as large as x and kernel; the last rows of x may have been in no window.
+        x_pads.append((window - 1 - before, size - given + before))
+        kernel_pads.append((before, window + given - 1 - size - before))
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    x_pads = (
-        (kernel_height - 1 - top, kernel_height - 1 - bottom),
-        (kernel_width - 1 - left, kernel_width - 1 - right),
-    )
-    x_gradient = _plain_conv(gradient, flipped, x_pads)
+    x_gradient = _plain_conv(gradient, flipped, (x_pads[0], x_pads[1]))
     # The batch is summed over: it stands where the input features of a convolution do.
-    kernel_gradient = _plain_conv(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), pads)
+    kernel_gradient = _plain_conv(
+        x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (kernel_pads[0], kernel_pads[1])
+    )
     return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
 
 

@@ -13,6 +13,9 @@ state          every other ``nnx.Variable``                  carried along
 =============  ============================================  =======================
 
 Linen's other collections keep their own names.
+
+Both adapters give the module's convolutions gradients that are fast inside loops on a CPU, see
+:mod:`clients.fast_convolutions`; the module need not be written for it.
 """
 
 import functools
@@ -24,6 +27,8 @@ import jax
 
 from fl_plugins.errors import ConfigError
 from fl_plugins.training import Model, PyTree
+
+from .fast_convolutions import fast_convolutions
 
 if TYPE_CHECKING:
     from flax import linen, nnx
@@ -49,8 +54,8 @@ def nnx_model(factory: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
         _, params, batch_stats, _, _, state = split(factory(nnx.Rngs(key)))
         return _collections(params=params, batch_stats=batch_stats, state=state)
 
-    def apply(
-        variables: Mapping[str, PyTree], x: Any, *, train: bool, key: jax.Array | None
+    def run(
+        train: bool, variables: Mapping[str, PyTree], x: Any, key: jax.Array | None
     ) -> tuple[Any, dict[str, PyTree]]:
         graph, params, batch_stats, rng_state, _, state = structure()
         module = nnx.merge(
@@ -70,7 +75,7 @@ def nnx_model(factory: "Callable[[nnx.Rngs], nnx.Module]") -> Model:
         _, _, batch_stats, _, _, state = split(module)
         return outputs, _collections(batch_stats=batch_stats, state=state)
 
-    return Model(init=init, apply=apply)
+    return Model(init=init, apply=_with_fast_convolutions(run))
 
 
 def linen_model(module: "linen.Module", sample_input: Any) -> Model:
@@ -86,8 +91,8 @@ def linen_model(module: "linen.Module", sample_input: Any) -> Model:
         params_key, dropout_key = jax.random.split(key)
         return dict(pure.init({"params": params_key, "dropout": dropout_key}, sample_input, **mode(False)))
 
-    def apply(
-        variables: Mapping[str, PyTree], x: Any, *, train: bool, key: jax.Array | None
+    def run(
+        train: bool, variables: Mapping[str, PyTree], x: Any, key: jax.Array | None
     ) -> tuple[Any, dict[str, PyTree]]:
         state = {name: tree for name, tree in variables.items() if name != "params"}
         if not train:
@@ -97,7 +102,21 @@ def linen_model(module: "linen.Module", sample_input: Any) -> Model:
         )
         return outputs, {**state, **new_state}
 
-    return Model(init=init, apply=apply)
+    return Model(init=init, apply=_with_fast_convolutions(run))
+
+
+def _with_fast_convolutions(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``run(train, variables, x, key)`` as a :class:`Model`'s ``apply``."""
+
+    def apply(
+        variables: Mapping[str, PyTree], x: Any, *, train: bool, key: jax.Array | None
+    ) -> tuple[Any, dict[str, PyTree]]:
+        result: tuple[Any, dict[str, PyTree]] = fast_convolutions(functools.partial(run, train))(
+            variables, x, key
+        )
+        return result
+
+    return apply
 
 
 def _mode_keyword(module: Any) -> Callable[[bool], dict[str, bool]]:

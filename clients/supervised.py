@@ -1,9 +1,9 @@
-"""Supervised local training, FedAvg's and FedProx's client, as one jitted program per bucket of sizes."""
+"""Supervised local training, FedAvg's and FedProx's client: one client or a cohort in one jitted program."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -14,11 +14,14 @@ from fl_plugins.errors import ConfigError, ConfigTypeError
 from fl_plugins.pytrees import flatten_named, unflatten_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.spec import build
-from fl_plugins.training import Dataset, NamedArrays, PerExample, PyTree, Task, TrainResult
+from fl_plugins.training import CohortResult, Dataset, NamedArrays, PerExample, PyTree, Task, TrainResult
 
-from .buckets import pad_to_bucket
+from .buckets import check_not_empty
+from .cohort import CohortProgram
 from .compilation_cache import enable_compilation_cache
-from .local_train import make_evaluate, make_local_train
+from .local_train import LocalTrainOutput, make_evaluate, make_local_train
+
+_Mapping = Literal["auto", "loop", "vmap"]
 
 EVALUATION_UNIT = 32
 """Smallest bucket of evaluation; all are powers of two of it."""
@@ -51,11 +54,16 @@ class Supervised:
         Examples per step, B; >= 1. A last batch that is smaller is trained on as such.
     proximal_mu : float
         FedProx's μ, the pull towards the global parameters; >= 0, and 0 is FedAvg.
+    mapping : {"auto", "loop", "vmap"}
+        How a cohort is run: client after client, all clients at once, or by measurement at the first cohort
+        (on CPUs always the loop: see :mod:`clients.mapping`).
 
     Guarantees
     ----------
-    On one machine, equal arrays, data and seed give equal bits, in whichever bucket the data lie. Inputs
-    are not written to.
+    On one machine, equal arrays, data and seed give equal bits, in whichever bucket the data lie. Looped, a
+    client in a cohort gets the bits that it gets alone; with ``vmap``, sums are taken in another order and
+    results agree to rounding, which training carries on. A client that diverges harms no other. Inputs are
+    not written to.
 
     Raises
     ------
@@ -71,16 +79,22 @@ class Supervised:
     local_epochs: int = field(default=2, kw_only=True)
     batch_size: int = field(default=16, kw_only=True)
     proximal_mu: float = field(default=0.0, kw_only=True)
+    mapping: _Mapping = field(default="auto", kw_only=True)
     _like: dict[str, PyTree] = field(init=False, repr=False)
     _init: Callable[..., Any] = field(init=False, repr=False)
-    _local_train: Callable[..., Any] = field(init=False, repr=False)
-    _evaluate: Callable[..., Any] = field(init=False, repr=False)
+    _train: CohortProgram = field(init=False, repr=False)
+    _evaluate: CohortProgram = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("local_epochs", "batch_size"):
             _check_count(name, getattr(self, name))
         _check_number("learning_rate", self.learning_rate, positive=True)
         _check_number("proximal_mu", self.proximal_mu, positive=False)
+        if self.mapping not in get_args(_Mapping):
+            raise ConfigError(
+                f"supervised: mapping={self.mapping!r} must be one of {', '.join(get_args(_Mapping))}; "
+                "choose one."
+            )
         if "loss" in self.task.metrics:
             raise ConfigError(
                 f"supervised: task {self.task.name!r} has a metric named 'loss', which is the name of the "
@@ -99,13 +113,20 @@ class Supervised:
             batch_size=self.batch_size,
             proximal_mu=float(self.proximal_mu),
         )
+
+        def train_one(
+            variables: PyTree, x: jax.Array, y: jax.Array, num_examples: jax.Array, words: jax.Array
+        ) -> LocalTrainOutput:
+            key = jax.random.wrap_key_data(words, impl="threefry2x32")
+            return local_train(variables, x, y, num_examples, key)
+
+        evaluate = make_evaluate(self.task.model, values)
         programs = {
             "_like": like,
             # It runs once; optimised, a small CNN's random draws take XLA:CPU seconds to compile.
             "_init": jax.jit(self.task.model.init, compiler_options={"xla_backend_optimization_level": 0}),
-            # The new variables are written where the old ones were; nothing else has their shapes.
-            "_local_train": jax.jit(local_train, donate_argnums=0),
-            "_evaluate": jax.jit(make_evaluate(self.task.model, values)),
+            "_train": CohortProgram(function=train_one, unit=self.batch_size, mapping=self.mapping),
+            "_evaluate": CohortProgram(function=evaluate, unit=EVALUATION_UNIT, mapping=self.mapping),
         }
         for name, program in programs.items():
             object.__setattr__(self, name, program)
@@ -128,16 +149,40 @@ class Supervised:
         StructureError
             If ``arrays`` are not the model's.
         """
-        padded = pad_to_bucket(data, unit=self.batch_size)
-        variables, epoch_losses = jax.device_get(
-            self._local_train(self._variables(arrays), *padded, _key(seed))
-        )
+        cohort = self.train_cohort(arrays, [data], seeds=[seed])
         return TrainResult(
-            arrays=flatten_named(variables),
+            arrays={name: rows[0] for name, rows in cohort.arrays.items()},
             num_examples=len(data),
+            metrics={name: float(values[0]) for name, values in cohort.metrics.items()},
+        )
+
+    def train_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset], *, seeds: Sequence[int]
+    ) -> CohortResult:
+        """Return what :meth:`train` does for every client, stacked; client i has ``seeds[i]``.
+
+        The memory is that of the data, padded, and of m models: split what is larger.
+
+        Raises
+        ------
+        DataError
+            If a client has no examples, naming its number.
+        StructureError
+            If ``arrays`` are not the model's.
+        """
+        check_not_empty(datasets)
+        variables = self._variables(arrays)
+        if datasets:
+            words = np.array([_words(seed) for _, seed in zip(datasets, seeds, strict=True)], np.uint32)
+            trained, epoch_losses = self._train(variables, datasets, words)
+        else:
+            trained, epoch_losses = _no_rows(self._like), np.zeros((0, self.local_epochs), np.float32)
+        return CohortResult(
+            arrays=flatten_named(trained),
+            num_examples=np.array([len(data) for data in datasets], np.int64),
             metrics={
-                "loss": float(np.mean(epoch_losses, dtype=np.float64)),
-                "last_epoch_loss": float(epoch_losses[-1]),
+                "loss": np.mean(epoch_losses, axis=1, dtype=np.float64),
+                "last_epoch_loss": epoch_losses[:, -1].astype(np.float64),
             },
         )
 
@@ -151,9 +196,27 @@ class Supervised:
         StructureError
             If ``arrays`` are not the model's.
         """
-        padded = pad_to_bucket(data, unit=EVALUATION_UNIT)
-        sums = jax.device_get(self._evaluate(self._variables(arrays), *padded))
-        return {name: float(total) / len(data) for name, total in sums.items()}
+        return {name: float(values[0]) for name, values in self.evaluate_cohort(arrays, [data]).items()}
+
+    def evaluate_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return what :meth:`evaluate` does for every client's examples, ``(m,)`` each.
+
+        Raises
+        ------
+        DataError
+            If a client has no examples, naming its number.
+        StructureError
+            If ``arrays`` are not the model's.
+        """
+        check_not_empty(datasets)
+        variables = self._variables(arrays)
+        if not datasets:
+            return {name: np.zeros(0) for name in ("loss", *self.task.metrics)}
+        counts = np.array([len(data) for data in datasets], np.float64)
+        sums: dict[str, NDArray[Any]] = self._evaluate(variables, datasets)
+        return {name: totals.astype(np.float64) / counts for name, totals in sums.items()}
 
     def _variables(self, arrays: NamedArrays) -> dict[str, PyTree]:
         """Return ``arrays`` as the model's variables, checked."""
@@ -161,11 +224,21 @@ class Supervised:
         return variables
 
 
+def _words(seed: int) -> tuple[int, int]:
+    """Return the key data of a seed; all 64 bits count, whether or not JAX's 64-bit mode is on."""
+    return seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF
+
+
 def _key(seed: int) -> jax.Array:
-    """Return the key of a seed; all 64 bits count, whether or not JAX's 64-bit mode is on."""
-    words = np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
-    key: jax.Array = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
+    """Return the key of a seed."""
+    words = jax.numpy.asarray(np.array(_words(seed), np.uint32))
+    key: jax.Array = jax.random.wrap_key_data(words, impl="threefry2x32")
     return key
+
+
+def _no_rows(like: PyTree) -> PyTree:
+    """Return the stacked arrays of no clients."""
+    return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), like)
 
 
 def _optimizer(optimizer: Any, *, learning_rate: float) -> optax.GradientTransformation:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 from clients.layers import Conv, conv_general_dilated, max_pool_2x2
@@ -34,10 +36,30 @@ def test_values_and_gradients_equal_those_of_plain_lax(size, kernel, padding):
         np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-4)
 
 
+@settings(max_examples=40)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.sampled_from(["SAME", "VALID", ((2, 0), (1, 3)), ((0, 5), (4, 4))]),
+)
+def test_strided_values_and_gradients_equal_those_of_plain_lax(size, kernel, strides, padding):
+    if padding == "VALID":
+        kernel = tuple(map(min, kernel, size))  # lax refuses windows that fit nowhere
+    x, w = arrays((2, *size, 2), (*kernel, 2, 3))
+    options = {"window_strides": strides, "padding": padding, "dimension_numbers": LAYOUT}
+    value, pull = jax.vjp(partial(conv_general_dilated, **options), x, w)
+    expected, expected_pull = jax.vjp(partial(lax.conv_general_dilated, **options), x, w)
+    np.testing.assert_array_equal(value, expected)
+    (cotangent,) = arrays(value.shape, seed=1)
+    # Sums of at most 2*9*9 products of size ~1 in another order: float32 rounding.
+    for gradient, reference in zip(pull(cotangent), expected_pull(cotangent), strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {"strides": 2},
         {"kernel_dilation": 2},
         {"input_dilation": 2, "padding": ((1, 1), (1, 1))},
         {"feature_group_count": 2},

@@ -209,15 +209,15 @@ def test_a_second_client_or_round_compiles_nothing_new(toy):
     trainer.evaluate(arrays, examples(3))
     assert len(compilations) >= 2, "the listener hears nothing"
     before = len(compilations)
-    for seed, n in enumerate((10, 11, 16, 9)):
+    for seed, n in enumerate((10, 11, 32, 9)):
         arrays = trainer.train(arrays, examples(n), seed=seed).arrays
         trainer.evaluate(arrays, examples(n))
         trainer.init(seed=seed)
     assert len(compilations) == before
-    assert trainer._local_train._cache_size() == 1
-    assert trainer._evaluate._cache_size() == 1
-    trainer.train(arrays, examples(17), seed=0)
-    assert trainer._local_train._cache_size() == 2
+    assert trainer._train.num_compiled == 1
+    assert trainer._evaluate.num_compiled == 1
+    trainer.train(arrays, examples(33), seed=0)
+    assert trainer._train.num_compiled == 2
 
 
 def test_regression_D4_the_step_is_not_compiled_again_for_every_message(toy):
@@ -225,7 +225,7 @@ def test_regression_D4_the_step_is_not_compiled_again_for_every_message(toy):
     arrays = trainer.init(seed=0)
     for message in range(4):
         arrays = trainer.train(arrays, examples(20), seed=message).arrays
-    assert trainer._local_train._cache_size() == 1
+    assert trainer._train.num_compiled == 1
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(noisy):
@@ -349,6 +349,7 @@ def test_a_loss_that_is_already_a_mean_is_refused():
         ({"learning_rate": float("nan")}, ConfigError, "learning_rate=nan"),
         ({"learning_rate": "fast"}, ConfigTypeError, "learning_rate='fast' must be a number"),
         ({"proximal_mu": -0.1}, ConfigError, "proximal_mu=-0.1 must be finite and >= 0"),
+        ({"mapping": "scan"}, ConfigError, "mapping='scan' must be one of auto, loop, vmap"),
         ({"optimizer": 3}, ConfigTypeError, "optimizer=3 must be the name"),
         ({"optimizer": "sgd(momentum=2.0)"}, ConfigError, "momentum"),
     ],
