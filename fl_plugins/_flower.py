@@ -4,8 +4,10 @@ Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what e
 """
 
 import hashlib
+import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,27 @@ def server_identity(*, run_id: int = 1, task_id: int = 1, node_id: int = 1) -> I
     finally:
         for name, value in before.items():
             setattr(TaskIdentity, name, value)
+
+
+def deliver_now(nodes: Iterable[int]) -> None:
+    """Let the simulation engine in this process take the messages that were just pushed to ``nodes``.
+
+    The engine sweeps over all nodes and then pauses for 0.1 s, whatever there is to do
+    (``vce_api.add_messages_to_queue``), which is longer than many rounds take. Here its step is made at once,
+    for these nodes, with its own state and queue; whatever is not taken now, its next sweep takes. Outside
+    the engine's process, nothing happens.
+    """
+    vce_api = sys.modules.get("flwr.server.superlink.fleet.vce.vce_api")
+    if vce_api is None:
+        return
+    for thread in threading.enumerate():
+        # Both attributes are gone as soon as the thread ends.
+        if getattr(thread, "_target", None) is vce_api.add_messages_to_queue:
+            state, queue, nodes_mapping, stopped = thread._args  # type: ignore[attr-defined]
+            for node in nodes:
+                if node in nodes_mapping and not stopped.is_set():
+                    for message in state.get_message_ins(node_id=node, limit=1):
+                        queue.put(message)
 
 
 @dataclass(frozen=True)

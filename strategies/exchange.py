@@ -1,8 +1,8 @@
 """Send messages to nodes and hand back their replies as they arrive.
 
 Flower's own ``send_and_receive`` returns only when the last reply is in, and on a deployed SuperLink it
-looks every three seconds. Here a reply is yielded when it lands; the pause between two looks starts short
-and grows while nothing comes.
+looks every three seconds. Here a reply is yielded when it lands; the pause between two looks is a small part
+of the time for which nothing has come, and the simulation engine is told at once that there are messages.
 """
 
 import time
@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-_SHORTEST_PAUSE_S = 0.01
+from fl_plugins._flower import deliver_now
+
+_SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.25
-_GROWTH = 1.5
+_PAUSE_PART = 0.05
+"""Of the time for which nothing has come: what a reply waits for on average is half of that."""
 
 
 def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
@@ -21,9 +24,12 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
 
     Replies come in order of arrival. Nodes that have not answered in time are simply absent.
     """
-    outstanding = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
-    deadline = time.monotonic() + timeout_s
-    pause = _SHORTEST_PAUSE_S
+    sent = list(messages)
+    outstanding = {message_id for message_id in grid.push_messages(sent) if message_id}
+    deliver_now(message.metadata.dst_node_id for message in sent)
+    last = time.monotonic()
+    deadline = last + timeout_s
+    del sent
     while outstanding:
         replies = list(reversed(list(grid.pull_messages(outstanding))))
         came = bool(replies)
@@ -33,11 +39,10 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
             outstanding.discard(reply.metadata.reply_to_message_id)
             yield reply
             del reply
-        remaining = deadline - time.monotonic()
-        if not outstanding or remaining <= 0:
+        now = time.monotonic()
+        if not outstanding or now >= deadline:
             return
         if came:
-            pause = _SHORTEST_PAUSE_S
-        else:
-            time.sleep(min(pause, remaining))
-            pause = min(pause * _GROWTH, _LONGEST_PAUSE_S)
+            last = now
+        pause = min(max(_SHORTEST_PAUSE_S, _PAUSE_PART * (now - last)), _LONGEST_PAUSE_S)
+        time.sleep(min(pause, deadline - now))
