@@ -1,4 +1,4 @@
-"""The kernels that JAX compiles: sorting networks over the columns of a block.
+"""The kernels that JAX compiles: sorting networks over columns, and sums that keep their rounding errors.
 
 Importing this imports JAX; ``order_statistics`` does so when the work is worth it. Nothing here assumes a
 CPU. A network is straight-line code, so XLA makes one vectorised loop of it that reads every
@@ -66,6 +66,37 @@ def window_kernel(
     def run(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
         with jax.enable_x64(True):
             return np.asarray(compiled(*rows))
+
+    return run
+
+
+@lru_cache(maxsize=8)
+def two_sum_kernel(num_terms: int, width: int) -> Callable[..., tuple[NDArray[Any], NDArray[Any]]]:
+    """Return the compiled ``(high, low, terms) -> (high, low)`` of ``streaming``, for ``(m, width)`` terms.
+
+    Nothing is multiplied here: a product that becomes part of a fused multiply-add is not rounded, and TwoSum
+    is exact only for the rounded one. Without fast-math, which XLA does not use, additions stay as written.
+    """
+
+    def kernel(high: jax.Array, low: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
+        for term in terms:
+            total = high + term
+            added = total - high
+            low = low + ((term - added) + (high - (total - added)))
+            high = total
+        return high, low
+
+    enable_compilation_cache()
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    with jax.enable_x64(True):
+        vector = jnp.zeros(width, np.float64)
+        terms = jnp.zeros((num_terms, width), np.float64)
+        compiled = jax.jit(kernel, compiler_options=options).lower(vector, vector, terms).compile()
+
+    def run(high: NDArray[Any], low: NDArray[Any], terms: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        with jax.enable_x64(True):
+            new_high, new_low = compiled(high, low, terms)
+            return np.asarray(new_high), np.asarray(new_low)
 
     return run
 

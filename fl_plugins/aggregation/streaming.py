@@ -19,6 +19,8 @@ each, the same for everyone, and sums of the same relative accuracy.
 """
 
 from collections.abc import Iterable
+from functools import partial
+from threading import local
 from typing import Any, Self
 
 import numpy as np
@@ -26,10 +28,22 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType
 from ..errors import StructureError
-from .rows import Rows, map_blocks
+from .rows import Rows, SelectedRows, aligned, map_blocks
 
 _COLUMNS = 4_096
 """Columns at a time: six float64 vectors of them stay in a core's second-level cache."""
+
+_TERMS = 16
+"""Rows that one call of the compiled kernel adds."""
+
+_COMPILED_COLUMNS = 32_768
+"""Columns of one call, which costs some 50 microseconds; what is left of the rows is added by NumPy."""
+
+_COMPILED_MIN_ROWS = 4
+"""The kernel adds 16 terms, zeros if need be, in the time in which NumPy adds four."""
+
+_COMPILED_MIN_ELEMENTS = 1 << 20
+"""Below, NumPy takes 3 ms: importing JAX and loading a program take longer."""
 
 _BLOCK_ELEMENTS = 1 << 20
 """Elements that a thread reads at once if there are few rows: handing out work costs tens of microseconds."""
@@ -86,9 +100,37 @@ class WeightedSum:
                     _two_sum(high, low, term, scratch)
 
     def add_rows(self, rows: Rows, weights: NDArray[np.float64]) -> None:
-        """Add ``(n, d)`` rows with ``(n,)`` weights, on all cores."""
-        width = block_width(rows.shape[0])
-        map_blocks(rows, lambda columns, block: self.add_block(columns, block, weights), width=width)
+        """Add ``(n, d)`` rows with ``(n,)`` weights on all cores, in compiled code if they are many."""
+        n, d = rows.shape
+        if n < _COMPILED_MIN_ROWS or n * d < _COMPILED_MIN_ELEMENTS:
+            add = partial(self.add_block, weights=weights)
+            map_blocks(rows, add, width=block_width(n))
+            return
+        for first in range(0, n, _TERMS):
+            some = np.arange(first, min(first + _TERMS, n))
+            self._add_compiled(SelectedRows(rows, some), weights[some])
+
+    def _add_compiled(self, rows: Rows, weights: NDArray[np.float64]) -> None:
+        """Add at most :data:`_TERMS` rows in one reading and writing of the sum, with the bits of NumPy."""
+        from ._compiled import two_sum_kernel
+
+        kernel = two_sum_kernel(_TERMS, _COMPILED_COLUMNS)
+        buffers = local()
+
+        def work(columns: slice, block: NDArray[Any]) -> None:
+            if block.shape[1] < _COMPILED_COLUMNS:
+                self.add_block(columns, block, weights)
+                return
+            if not hasattr(buffers, "terms"):
+                flat = aligned(_TERMS * _COMPILED_COLUMNS, np.dtype(np.float64))
+                buffers.terms = flat.reshape(_TERMS, _COMPILED_COLUMNS)
+                buffers.terms[len(weights) :] = 0.0  # changes neither sum
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(block, weights[:, None], out=buffers.terms[: len(weights)], dtype=np.float64)
+            sums = kernel(self.high[columns], self.low[columns], buffers.terms)
+            self.high[columns], self.low[columns] = sums
+
+        map_blocks(rows, work, width=_COMPILED_COLUMNS)
 
     def merge(self, other: "WeightedSum", *, scale: float = 1.0) -> None:
         """Add ``scale`` times another sum, a power of two; the other is left as it is.

@@ -1,15 +1,18 @@
 """What ``_flower.py`` reaches into flwr for still does what it did in the versions that we allow."""
 
+import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.server.superlink.fleet.vce import vce_api
 from packaging.requirements import Requirement
 
-from fl_plugins._flower import CLIENT_APP_ERROR, server_identity, through_the_wire
+from fl_plugins._flower import CLIENT_APP_ERROR, deliver_now, server_identity, through_the_wire
 
 
 def test_d7_a_message_can_be_made_outside_a_run_and_the_identity_is_given_back() -> None:
@@ -35,6 +38,49 @@ def test_a_message_survives_the_wire_and_shares_nothing_with_the_original() -> N
     assert received.content is not sent.content
     assert (received.metadata.dst_node_id, received.metadata.group_id) == (4, "7")
     assert (error.error.code, error.error.reason) == (CLIENT_APP_ERROR, "why")
+
+
+class HeldEngine(threading.Event):
+    """A stop event whose wait, the engine's pause between two sweeps, lasts until it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pausing = threading.Event()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pausing.set()
+        return super().wait(None)
+
+
+class LinkStateDouble:
+    """Messages by node, as ``LinkState.get_message_ins`` hands them out: each once."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[int, list[str]] = {}
+
+    def get_message_ins(self, node_id: int, limit: int | None = None) -> list[str]:
+        assert limit == 1
+        return [self.waiting[node_id].pop()] if self.waiting.get(node_id) else []
+
+
+def test_a_pausing_engine_is_handed_the_messages_that_were_pushed() -> None:
+    state, stopped = LinkStateDouble(), HeldEngine()
+    queue: Queue[str] = Queue()
+    mapping = {7: 0, 8: 1}
+    engine = threading.Thread(target=vce_api.add_messages_to_queue, args=(state, queue, mapping, stopped))
+    engine.start()
+    try:
+        assert stopped.pausing.wait(10)
+        state.waiting = {7: ["for 7"], 8: ["for 8"]}
+        assert queue.empty()  # the negative control: the engine itself does not look before its pause ends
+        deliver_now([7, 99])
+        assert queue.get_nowait() == "for 7"
+        assert queue.empty(), "nobody said that there is something for node 8"
+    finally:
+        stopped.set()
+        engine.join(10)
+    deliver_now([8])
+    assert queue.empty(), "an engine that has stopped is left alone"
 
 
 def test_the_installed_flwr_lies_in_the_range_that_we_declare() -> None:

@@ -97,6 +97,19 @@ def test_many_columns_are_added_on_several_cores_as_on_one() -> None:
     assert one.low.tobytes() == many.low.tobytes()
 
 
+def test_compiled_additions_have_the_bits_of_numpys() -> None:
+    rng = np.random.default_rng(0)
+    n, d = 21, 65_541  # two calls of the kernel, the second with terms to spare, and a rest of columns
+    rows = (rng.normal(size=(n, d)) * 10.0 ** rng.integers(-12, 12, (n, d))).astype(np.float32)
+    weights = rng.integers(1, 1000, n).astype(np.float64)
+    compiled, plain = WeightedSum.zeros(d), WeightedSum.zeros(d)
+    compiled.add_rows(DenseRows(rows), weights)
+    plain.add_block(slice(0, d), rows, weights)
+    np.testing.assert_array_equal(compiled.high, plain.high)
+    np.testing.assert_array_equal(compiled.low, plain.low)
+    assert (compiled.low != 0).any()
+
+
 def test_what_is_not_finite_stays_where_it_is() -> None:
     total = summed(np.array([[1.0, np.inf], [2.0, 1.0]], np.float32), np.ones(2))
     assert total.divided_by(2.0, np.dtype(np.float32)).tolist()[0] == 1.5
