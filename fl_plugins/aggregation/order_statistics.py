@@ -28,8 +28,8 @@ COMPILED_MAX_ROWS = 128
 COMPILED_MIN_ELEMENTS = 4_000_000
 """Below n·d of this, NumPy takes some 20 ms: importing JAX and loading a program take longer."""
 
-_COMPILED_ELEMENTS = 1 << 22
-"""16 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
+_COMPILED_ELEMENTS = 1 << 21
+"""8 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
 
 _NUMPY_ELEMENTS = 1 << 18
 """1 MB: the network goes over a block many times."""
