@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 INTERVAL_S = 0.1
+MEMORY_INTERVAL_S = 1.0
+"""The kernel walks a process's page tables to tell its share, which takes milliseconds."""
+
 _TICKS = os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass
 class Usage:
-    """What was seen: CPU-seconds of the tree at unix times, and the largest resident memory in bytes.
+    """What was seen: CPU-seconds of the tree at unix times, and its resident memory in bytes.
 
-    Resident memory is the sum over processes; pages that several of them share count in each.
+    Memory is the sum of proportional set sizes: a page that k processes share counts 1/k in each.
     """
 
     started: float
@@ -78,20 +80,31 @@ def run_measured(
 def _sample(root: int, usage: Usage, over: threading.Event) -> None:
     """Look at the tree again and again; what processes used stays counted when they have ended."""
     seen: dict[int, float] = {}
+    resident, looked = 0, 0.0
     while not over.is_set():
-        resident = 0
-        for pid, ticks, pages in _tree(root):
+        tree = _tree(root)
+        for pid, ticks in tree:
             seen[pid] = max(seen.get(pid, 0.0), ticks / _TICKS)
-            resident += pages * _PAGE
+        if time.monotonic() - looked >= MEMORY_INTERVAL_S:
+            resident, looked = sum(_proportional_bytes(pid) for pid, _ in tree), time.monotonic()
         usage.times.append(time.time())
         usage.cpu.append(sum(seen.values()))
         usage.resident.append(resident)
         over.wait(INTERVAL_S)
 
 
-def _tree(root: int) -> list[tuple[int, int, int]]:
-    """Return ``(pid, ticks, pages)`` of ``root`` and all below it."""
-    found: dict[int, tuple[int, int, int]] = {}
+def _proportional_bytes(pid: int) -> int:
+    """Return a process's share of the memory that it maps; 0 if it has ended."""
+    try:
+        lines = Path("/proc", str(pid), "smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _tree(root: int) -> list[tuple[int, int]]:
+    """Return ``(pid, ticks)`` of ``root`` and all below it."""
+    found: dict[int, tuple[int, int]] = {}
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -102,7 +115,7 @@ def _tree(root: int) -> list[tuple[int, int, int]]:
             continue  # it has just ended
         fields = text.rpartition(")")[2].split()
         pid = int(name)
-        found[pid] = (pid, int(fields[11]) + int(fields[12]), int(fields[21]))
+        found[pid] = (pid, int(fields[11]) + int(fields[12]))
         children.setdefault(int(fields[1]), []).append(pid)
     below, frontier = [], [root]
     while frontier:

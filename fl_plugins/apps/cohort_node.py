@@ -25,7 +25,7 @@ from .config import RunConfig
 from .one_client import is_hostile, train_one, train_seed
 from .stack import ClientStack, partition
 
-BLOCK_BYTES = 256 << 20
+BLOCK_BYTES = 128 << 20
 """What the models and the data of the clients that are trained together may take."""
 
 _MODELS_PER_CLIENT = 4

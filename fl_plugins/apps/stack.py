@@ -10,7 +10,7 @@ from ..training import Attack, ClientData, Task, Trainer
 from ._partition_cache import PartitionCache
 from .config import RunConfig
 
-_PARTITION_BYTES = 1 << 30
+_PARTITION_BYTES = 256 << 20
 """Bytes of partitions that one process keeps: MNIST's 60,000 images as float32, dealt to 10,000 clients,
 are a fifth of it."""
 
