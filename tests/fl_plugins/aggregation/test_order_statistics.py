@@ -57,3 +57,11 @@ def test_contribution_is_exact_where_only_some_columns_have_ties():
     rows[:, ::3] = 0.0
     found = trimmed(DenseRows(rows), num_trimmed=2, rule="test").contribution
     np.testing.assert_allclose(found, kept_counts(rows, 2) / rows.shape[1] / 3, rtol=0, atol=1e-12)
+
+
+def test_sums_beyond_float64_stay_within_the_kept_values_and_warn_of_nothing():
+    rows = np.full((4, 3), 1.7e308)
+    rows[0] = -1.7e308
+    np.testing.assert_array_equal(
+        trimmed(DenseRows(rows), num_trimmed=1, rule="test").value, np.full(3, 1.7e308)
+    )

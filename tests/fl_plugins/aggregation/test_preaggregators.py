@@ -1,6 +1,7 @@
 """Pre-aggregators and chains: formulas against slow loops, state, contribution, and what they refuse."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -380,6 +381,34 @@ def test_an_update_of_zero_is_not_trusted_and_does_no_harm():
     found = RootTrust(root_update=np.array([0.0, 1.0]))(rows)
     assert found.contribution.tolist() == [0, 1]
     assert found.value.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("rule", [Krum(num_byzantine=2), Median(), GeometricMedian()], ids=lambda r: r.name)
+def test_mixing_stores_nothing_of_the_inputs_size(rule):
+    rows = np.random.default_rng(0).normal(size=(16, 200_000)).astype(np.float32)
+    chain = Chain(NearestNeighborMixing(num_byzantine=2), rule)
+    tracemalloc.start()
+    try:
+        chain(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Blocks of two threads, twice a MB or two each; a second copy of the input would be 12.8 MB.
+    assert peak < 0.9 * rows.nbytes
+
+
+def test_an_infinite_row_in_a_bucket_is_refused_and_warns_of_nothing():
+    rows = np.random.default_rng(0).normal(size=(4, 9_000))
+    rows[2, -1] = np.inf
+    with pytest.raises(ReplyError, match=r"of 2 is nan at column 8999|of 2 is inf at column 8999"):
+        Chain(Bucketing(size=2), GeometricMedian())(rows)
+
+
+@pytest.mark.parametrize("rule", [Krum(num_byzantine=1), GeometricMedian(), Caf(num_byzantine=1)], ids=str)
+def test_float64_updates_near_the_root_of_their_range_warn_of_nothing(rule):
+    rows = np.random.default_rng(0).normal(size=(6, 40)) * 1e151
+    rows[:2] *= 50.0
+    assert np.isfinite(rule(rows).value).all()
 
 
 def test_the_median_is_a_rule_and_no_preaggregator():
