@@ -302,9 +302,8 @@ def _split(group: NDArray[np.intp], block: NDArray[Any]) -> list[NDArray[np.intp
     pending = [(group, 0)]  # no recursion: a thousand sparse rows may differ one by one
     while pending:
         rows, start = pending.pop()
-        differs = (
-            (block[rows, start:] != block[rows[0], start:]).any(axis=0) if len(rows) > 1 else np.zeros(1)
-        )
+        columns = block[rows, start:]
+        differs = (columns != columns[0]).any(axis=0)
         if not differs.any():
             done.append(rows)
             continue
