@@ -29,6 +29,7 @@ from fl_plugins.aggregation import (
     SignMajority,
     Stateful,
     TrimmedMean,
+    canonical_order,
 )
 from fl_plugins.aggregation.arc import arc
 from fl_plugins.aggregation.bucketing import bucketing
@@ -313,6 +314,32 @@ def test_a_far_minority_does_not_blur_the_geometric_median_of_the_others():
     far = GeometricMedian()(np.concatenate([rows, np.full((4, 6), 1e20)])).value
     np.testing.assert_allclose(near, far, rtol=0, atol=1e-6)  # the direction differs by 1e-6 already
     assert (np.abs(near - 1e3) < 3).all()
+
+
+def test_a_far_row_is_no_origin_although_it_comes_first():
+    rows = np.random.default_rng(0).normal(size=(6, 7))
+    far = np.concatenate([rows, np.full((1, 7), -1e17)])
+    points = embed(DenseRows(far), canonical_order(far), rule="test")[1:]
+    expected = rows[canonical_order(rows)]
+    # Seen from 1e17 away, distances of 1 would be lost altogether.
+    np.testing.assert_allclose(
+        np.linalg.norm(points[:, None] - points, axis=2),
+        np.linalg.norm(expected[:, None] - expected, axis=2),
+        atol=1e-9,
+    )
+
+
+def test_centered_clipping_in_several_steps_reads_every_block_of_its_centre():
+    rng = np.random.default_rng(0)
+    d = 50_000  # two blocks of three rows
+    rows, center = rng.normal(size=(3, d)), rng.normal(size=d) * np.linspace(0, 5, d)
+    expected = center
+    for _ in range(3):
+        away = rows - expected
+        factors = np.minimum(1.0, 100.0 / np.linalg.norm(away, axis=1))
+        expected = expected + (factors[:, None] * away).mean(axis=0)
+    found = CenteredClipping(max_norm=100.0, iterations=3)(rows, state={"center": center}).value
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # some roundings of numbers up to 20
 
 
 def test_half_of_the_rows_equal_and_one_more_is_the_geometric_median_exactly():

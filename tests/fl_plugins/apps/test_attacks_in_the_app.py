@@ -45,6 +45,13 @@ def test_sybils_send_the_same_bits_and_honest_clients_do_not() -> None:
 
 
 @pytest.mark.usefixtures("task_identity")
+def test_mimics_send_the_targets_update_bit_for_bit() -> None:
+    (_, copied, _), (_, target, _) = (answer("mimic(num_byzantine=1, target=2)", n) for n in (0, 2))
+    for name, array in target.items():
+        np.testing.assert_array_equal(array, copied[name])
+
+
+@pytest.mark.usefixtures("task_identity")
 def test_little_is_enough_trains_on_parts_and_claims_all_its_examples() -> None:
     _, at_mean, claimed = answer("little_is_enough(num_byzantine=1, z=0.0)", 0)
     received, at_two, _ = answer("little_is_enough(num_byzantine=1, z=2.0)", 0)
