@@ -14,7 +14,7 @@ from ._checks import check_num_byzantine
 )
 @dataclass(frozen=True, kw_only=True)
 class Mimic:
-    """Every hostile client sends what one honest client sends, bit for bit: its data count f + 1 times.
+    """Every hostile client sends what one honest client sends, to rounding: its data count f + 1 times.
 
     Nothing about the updates is abnormal; rules that drop outliers drop the other honest clients. The paper
     chooses whom to copy by the updates that it sees (``fl_plugins.attacks.mimic_target``); a client sees

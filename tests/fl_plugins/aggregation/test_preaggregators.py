@@ -142,6 +142,20 @@ def test_the_rows_are_the_mixing_times_the_rows_whatever_the_order(stage, n, see
 
 
 @every_stage
+def test_some_rows_of_some_columns_are_read_as_all_are(stage):
+    rows = np.random.default_rng(0).normal(size=(9, 140_000)).astype(np.float32) ** 3
+    result = stage(rows)
+    expected = result.mixing @ rows.astype(float)
+    other = np.flatnonzero((result.mixing != result.mixing[0]).any(axis=1))[-1]
+    chosen = np.array([other, 0])
+    found = np.empty((2, 130_000), np.float32)
+    result.rows.read_into(5_000, found, chosen)
+    # One rounding to float32 of values up to 100.
+    np.testing.assert_allclose(found, expected[chosen, 5_000:135_000], rtol=1e-6, atol=1e-6)
+    assert (np.abs(found[0] - found[1]) > 0.1).any()
+
+
+@every_stage
 def test_a_preaggregator_refuses_what_a_rule_refuses(stage):
     with pytest.raises(PreconditionError, match="n=0"):
         stage(np.zeros((0, 3)))
@@ -318,10 +332,10 @@ def test_a_far_minority_does_not_blur_the_geometric_median_of_the_others():
 
 def test_a_far_row_is_no_origin_although_it_comes_first():
     rows = np.random.default_rng(0).normal(size=(6, 7))
-    far = np.concatenate([rows, np.full((1, 7), -1e17)])
+    far = np.concatenate([rows, np.full((1, 7), -1e12)])
     points = embed(DenseRows(far), canonical_order(far), rule="test")[1:]
     expected = rows[canonical_order(rows)]
-    # Seen from 1e17 away, distances of 1 would be lost altogether.
+    # Seen from 1e12 away, distances of 1 would lose all but four digits.
     np.testing.assert_allclose(
         np.linalg.norm(points[:, None] - points, axis=2),
         np.linalg.norm(expected[:, None] - expected, axis=2),

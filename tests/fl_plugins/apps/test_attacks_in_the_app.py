@@ -45,10 +45,14 @@ def test_sybils_send_the_same_bits_and_honest_clients_do_not() -> None:
 
 
 @pytest.mark.usefixtures("task_identity")
-def test_mimics_send_the_targets_update_bit_for_bit() -> None:
-    (_, copied, _), (_, target, _) = (answer("mimic(num_byzantine=1, target=2)", n) for n in (0, 2))
+def test_mimics_send_the_targets_update_and_its_claim() -> None:
+    attack = "mimic(num_byzantine=1, target=2)"
+    (_, copied, claimed), (_, target, true), (_, other, _) = (answer(attack, number) for number in (0, 2, 3))
+    assert claimed == true
     for name, array in target.items():
-        np.testing.assert_array_equal(array, copied[name])
+        # An attack's update is added to what was received: float32 sums with parameters of about 1.
+        np.testing.assert_allclose(array, copied[name], rtol=0, atol=1e-6)
+    assert any((np.abs(other[name] - copied[name]) > 1e-3).any() for name in other)
 
 
 @pytest.mark.usefixtures("task_identity")
