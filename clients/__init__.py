@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .attacks.gaussian_noise import GaussianNoise
     from .attacks.label_flip import LabelFlip
     from .attacks.little_is_enough import LittleIsEnough
+    from .attacks.mimic import Mimic
+    from .attacks.min_max import MinMax, MinSum
     from .attacks.non_finite import NonFinite
     from .attacks.sign_flip import SignFlip
     from .attacks.sybil import Sybil
@@ -38,6 +40,9 @@ __all__ = [
     "GaussianNoise",
     "LabelFlip",
     "LittleIsEnough",
+    "Mimic",
+    "MinMax",
+    "MinSum",
     "NonFinite",
     "Partitioned",
     "SignFlip",
@@ -68,6 +73,9 @@ _MODULES = {
     "GaussianNoise": "attacks.gaussian_noise",
     "LabelFlip": "attacks.label_flip",
     "LittleIsEnough": "attacks.little_is_enough",
+    "Mimic": "attacks.mimic",
+    "MinMax": "attacks.min_max",
+    "MinSum": "attacks.min_max",
     "NonFinite": "attacks.non_finite",
     "Partitioned": "partitioned",
     "SignFlip": "attacks.sign_flip",

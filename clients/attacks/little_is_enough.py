@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_plugins.attacks.little_is_enough import little_is_enough
-from fl_plugins.errors import ConfigError, ConfigTypeError, DataError
 from fl_plugins.registry import Kind, register
-from fl_plugins.seeds import derive_rng
 from fl_plugins.training import Dataset, NamedArrays
 
 from ._checks import check_num_byzantine, check_number
+from ._virtual import check_virtual_clients, split_into_parts
 
 
 @register(
@@ -46,15 +45,7 @@ class LittleIsEnough:
     def __post_init__(self) -> None:
         check_num_byzantine("little_is_enough", self.num_byzantine)
         check_number("little_is_enough", "z", self.z)
-        if isinstance(self.virtual_clients, bool) or not isinstance(self.virtual_clients, int):
-            raise ConfigTypeError(
-                f"little_is_enough: virtual_clients={self.virtual_clients!r} must be an int; give a "
-                "whole number."
-            )
-        if self.virtual_clients < 2:
-            raise ConfigError(
-                f"little_is_enough: virtual_clients={self.virtual_clients} must be >= 2; one has no spread."
-            )
+        check_virtual_clients("little_is_enough", self.virtual_clients)
 
     def split_data(self, data: Dataset, *, seed: int) -> list[Dataset]:
         """Return ``virtual_clients`` random parts, equal in size but for one example.
@@ -64,13 +55,7 @@ class LittleIsEnough:
         DataError
             If there are fewer examples than parts.
         """
-        if len(data) < self.virtual_clients:
-            raise DataError(
-                f"little_is_enough: {len(data)} examples cannot make virtual_clients={self.virtual_clients} "
-                "parts; lower virtual_clients."
-            )
-        order = derive_rng(seed, "little_is_enough").permutation(len(data))
-        return [data.take(np.sort(part)) for part in np.array_split(order, self.virtual_clients)]
+        return split_into_parts("little_is_enough", data, self.virtual_clients, seed=seed)
 
     def combine_updates(self, updates: list[NamedArrays], *, seed: int) -> NamedArrays:  # noqa: ARG002
         """Return mean − z · standard deviation of the parts' updates, in their shapes and dtypes."""

@@ -136,10 +136,11 @@ def embed(rows: Rows, order: NDArray[np.intp], *, rule: str) -> NDArray[np.float
     for _ in range(4):
         gram = _gram(rows, order, center, rule=rule)
         squares = np.diag(gram)
-        spread = np.median(np.maximum(squares[:, None] + squares - 2.0 * gram, 0.0), axis=1)
-        medoid = int(spread.argmin())
-        if spread[center] <= _FAR * spread[medoid]:
-            break
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 updates near 1e154
+            spread = np.median(np.maximum(squares[:, None] + squares - 2.0 * gram, 0.0), axis=1)
+            medoid = int(spread.argmin())
+            if spread[center] <= _FAR * spread[medoid]:
+                break
         center = medoid
     return _points(gram)
 

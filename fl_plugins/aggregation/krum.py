@@ -148,7 +148,8 @@ def krum_scores(distances: NDArray[np.float64], *, num_byzantine: int) -> NDArra
     n = len(distances)
     others = distances.copy()
     np.fill_diagonal(others, np.inf)
-    scores: NDArray[np.float64] = np.sort(others, axis=1)[:, : n - num_byzantine - 2].sum(axis=1)
+    with np.errstate(over="ignore"):  # float64 updates beyond 1e153: inf, the worst score
+        scores: NDArray[np.float64] = np.sort(others, axis=1)[:, : n - num_byzantine - 2].sum(axis=1)
     return scores
 
 

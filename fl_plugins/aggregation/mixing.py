@@ -14,6 +14,9 @@ from .rows import Rows, blocks
 _PIECE = 4_096
 """Columns that are widened to float64 at once; more leave the cache."""
 
+_READ_ELEMENTS = 1 << 19
+"""Values that are read at once to be mixed: whoever reads all columns needs no second copy of the input."""
+
 
 @dataclass(frozen=True, eq=False)
 class Mixed:
@@ -90,12 +93,21 @@ class MixedRows:
 
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Read columns of all or some of the mixed rows."""
-        ordered: NDArray[Any] = np.empty((len(self._order), out.shape[1]), self.dtype)
-        self._rows.read_into(start, ordered, self._order)
+        n, width = len(self._order), out.shape[1]
         matrix = self._matrix if rows is None else self._matrix[rows]
+        step = max(_READ_ELEMENTS // n // _PIECE, 1) * _PIECE
+        ordered: NDArray[Any] = np.empty((n, min(step, width)), self.dtype)
+        for read in range(0, width, step):
+            block = ordered[:, : width - read]
+            self._rows.read_into(start + read, block, self._order)
+            self._mix(matrix, block, out[:, read : read + step])
+
+    def _mix(self, matrix: NDArray[np.float64], block: NDArray[Any], out: NDArray[Any]) -> None:
+        """Fill ``out`` with ``matrix @ block``; what is not finite is found by whoever reads it."""
         for first in range(0, out.shape[1], _PIECE):
-            part = ordered[:, first : first + _PIECE]
-            mixed = np.dot(matrix, part.astype(np.float64))  # unlike @, dot lets other threads run
+            part = block[:, first : first + _PIECE]
+            with np.errstate(invalid="ignore"):
+                mixed = np.dot(matrix, part.astype(np.float64))  # unlike @, dot lets other threads run
             # A float64 mean of float32 values leaves their range by less than rounding to float32 removes.
             if self._averages and self.dtype == np.float64:
                 np.clip(mixed, part.min(axis=0), part.max(axis=0), out=mixed)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import Rows, aligned, block_width, map_blocks, require_finite
+from .rows import Rows, aligned, block_width, map_blocks, most_threads, require_finite
 from .threads import in_threads
 
 COMPILED_MAX_ROWS = 128
@@ -75,7 +75,8 @@ def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
 
     def window(block: NDArray[Any]) -> Window:
         ranked = select_ranks(block, first, stop)
-        return _nearest_median(ranked, kept) if moving else _middle(ranked)
+        with np.errstate(over="ignore"):  # a sum beyond float64 is put back between least and greatest
+            return _nearest_median(ranked, kept) if moving else _middle(ranked)
 
     if 2 <= n <= COMPILED_MAX_ROWS and n * d >= COMPILED_MIN_ELEMENTS:
         network = _comparators(n, first, stop)
@@ -128,7 +129,7 @@ def _compiled_means(
         if not np.isfinite(found).all():  # so it is where a value is not, or where float64 overflows
             require_finite(slice(start, start + size), block, rule=rule)
 
-    in_threads(work, range(0, d, width))
+    in_threads(work, range(0, d, width), at_most=most_threads(n, d, width=width))
     return value
 
 

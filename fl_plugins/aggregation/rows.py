@@ -14,8 +14,11 @@ from .threads import in_threads
 BLOCK_COLUMNS = 8_192
 """Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
 
-_BLOCKS_PER_INPUT = 20
-"""At least: the threads' blocks, and what is computed of them, then stay below 10 % of a large input."""
+_BLOCKS_PER_INPUT = 32
+"""At least: two threads' blocks then stay below 10 % of a large input."""
+
+_LEAST_MEMORY = 1 << 22
+"""Elements; up to so many all threads' blocks may hold together, whatever the input."""
 
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
@@ -140,6 +143,17 @@ def block_width(n: int, d: int, *, elements: int) -> int:
     return 1 << max(wanted.bit_length() - 1, 8)
 
 
+def most_threads(n: int, d: int, *, width: int) -> int:
+    """Return how many blocks of ``width`` columns there may be at once: 10 % of a large input.
+
+    The width must not depend on the number of cores, since sums of blocks are rounded.
+
+    >>> most_threads(50, 10**6, width=16_384), most_threads(10, 10**4, width=8_192)
+    (6, 51)
+    """
+    return max(max(n * d // 10, _LEAST_MEMORY) // (n * width), 1)
+
+
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
     """Return ``work(columns, block)`` for every block of ``width`` columns (the last may be narrower).
 
@@ -158,7 +172,7 @@ def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: i
         rows.read_into(start, block)
         return work(slice(start, start + size), block)
 
-    return in_threads(one, range(0, d, width))
+    return in_threads(one, range(0, d, width), at_most=most_threads(n, d, width=width))
 
 
 def map_finite_blocks(
@@ -284,13 +298,16 @@ def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
 
 def _split(group: NDArray[np.intp], block: NDArray[Any]) -> list[NDArray[np.intp]]:
     """Sort rows that were equal so far by the columns of ``block``; rows still equal stay together."""
-    if len(group) == 1:
-        return [group]
-    differs = (block[group] != block[group[0]]).any(axis=0)
-    if not differs.any():
-        return [group]
-    first = int(differs.argmax())
-    values = block[group, first]
-    return [
-        part for value in np.unique(values) for part in _split(group[values == value], block[:, first + 1 :])
-    ]
+    done = []
+    pending = [(group, 0)]  # no recursion: a thousand sparse rows may differ one by one
+    while pending:
+        rows, start = pending.pop()
+        columns = block[rows, start:]
+        differs = (columns != columns[0]).any(axis=0)
+        if not differs.any():
+            done.append(rows)
+            continue
+        first = start + int(differs.argmax())
+        values = block[rows, first]
+        pending += [(rows[values == value], first + 1) for value in np.unique(values)[::-1]]
+    return done

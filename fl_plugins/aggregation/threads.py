@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
-from threading import Lock, Thread
+from threading import Lock, Thread, local
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -20,26 +20,35 @@ T = TypeVar("T")
 _BLAS = Lock()
 """BLAS's number of threads belongs to the process: two that set it in turn would restore each other's."""
 
+_HERE = local()
+"""``busy`` in the threads of :func:`in_threads`."""
 
-def in_threads(work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+
+def in_threads(work: Callable[[S], T], items: Sequence[S], *, at_most: int | None = None) -> list[T]:
     """Return ``work(item)`` for all items, in their order, computed by one thread per core.
 
-    Of several errors the first item's is raised. Not to be nested.
+    There are no more threads than ``at_most``, whose memory counts. Of several errors the first item's is
+    raised. Called from within ``work``, it computes where it is: the cores are taken.
     """
+    if getattr(_HERE, "busy", False):
+        return [work(item) for item in items]
     turn = count()
     results: list[Any] = [None] * len(items)
     errors: dict[int, BaseException] = {}
 
     def run() -> None:
+        _HERE.busy = True
         # Items are begun in order: before a thread stops for an error, all that precede it are begun.
         while not errors and (number := next(turn)) < len(items):
             try:
                 results[number] = work(items[number])
             except BaseException as error:
                 errors[number] = error
+        _HERE.busy = False
 
+    most = min(_num_cores(), at_most or len(items))
     with one_blas_thread():
-        others = [Thread(target=run) for _ in range(min(_num_cores(), len(items)) - 1)]
+        others = [Thread(target=run) for _ in range(min(most, len(items)) - 1)]
         for thread in others:
             thread.start()
         run()

@@ -10,6 +10,8 @@ from clients.attacks.free_rider import FreeRider
 from clients.attacks.gaussian_noise import GaussianNoise
 from clients.attacks.label_flip import LabelFlip
 from clients.attacks.little_is_enough import LittleIsEnough
+from clients.attacks.mimic import Mimic
+from clients.attacks.min_max import MinMax, MinSum
 from clients.attacks.non_finite import NonFinite
 from clients.attacks.sign_flip import SignFlip
 from clients.attacks.sybil import Sybil
@@ -35,6 +37,9 @@ EVERY = {
     "gaussian_noise": GaussianNoise,
     "label_flip": LabelFlip,
     "little_is_enough": LittleIsEnough,
+    "mimic": Mimic,
+    "min_max": MinMax,
+    "min_sum": MinSum,
     "non_finite": NonFinite,
     "sign_flip": SignFlip,
     "sybil": Sybil,
@@ -48,8 +53,8 @@ def test_attacks_are_plugins_by_name(name):
     assert type(attack) is EVERY[name]
     assert isinstance(attack, Attack)
     assert attack.num_byzantine == 2
-    assert isinstance(attack, SharesIdentity) == (name == "sybil")
-    assert isinstance(attack, TrainsVirtualClients) == (name == "little_is_enough")
+    assert isinstance(attack, SharesIdentity) == (name in ("mimic", "sybil"))
+    assert isinstance(attack, TrainsVirtualClients) == (name in ("little_is_enough", "min_max", "min_sum"))
     assert isinstance(attack, HasGoal) == (name == "backdoor")
 
 
@@ -201,6 +206,43 @@ def test_little_is_enough_deals_its_data_once_and_sends_mean_minus_z_deviations(
         LittleIsEnough(num_byzantine=1, virtual_clients=1)
     with pytest.raises(ConfigTypeError, match="virtual_clients=2.5"):  # noqa: RUF043
         LittleIsEnough(num_byzantine=1, virtual_clients=2.5)
+
+
+def test_mimics_are_all_one_honest_client():
+    assert [Mimic(num_byzantine=2).acts_as(partition) for partition in range(2)] == [2, 2]
+    assert Mimic(num_byzantine=2, target=5).acts_as(0) == 5
+    assert Mimic(num_byzantine=1).poison_update(UPDATE, seed=0) is UPDATE
+    with pytest.raises(ConfigError, match="target=1 must be >= num_byzantine=2"):
+        Mimic(num_byzantine=2, target=1)
+    with pytest.raises(ConfigTypeError, match="target=True must be an int"):
+        Mimic(num_byzantine=0, target=True)
+
+
+def test_min_max_and_min_sum_go_as_far_as_the_parts_distances_allow_over_all_arrays_together():
+    parts = [
+        {"a": np.array([[x]]), "e": np.empty(0), "b": np.array(y, np.float32)}
+        for x, y in ((1.0, 0.0), (2.0, 0.0), (6.0, 4.0))
+    ]
+    rows = np.array([[1.0, 0.0], [2.0, 0.0], [6.0, 4.0]])
+    between = ((rows[:, None] - rows) ** 2).sum(axis=2)
+    for attack, measure, limit in (
+        (MinMax(num_byzantine=1), np.max, between.max()),
+        (MinSum(num_byzantine=1), np.sum, between.sum(axis=1).max()),
+    ):
+        sent = attack.combine_updates(parts, seed=0)
+        assert {name: (a.shape, a.dtype) for name, a in sent.items()} == {
+            name: (a.shape, a.dtype) for name, a in parts[0].items()
+        }
+        row = np.array([sent["a"].item(), sent["b"].item()])
+        # "b" is rounded to float32, 6e-8 of it
+        assert measure(((row - rows) ** 2).sum(axis=1)) == pytest.approx(limit, rel=1e-6)
+        along = row - rows.mean(axis=0)
+        np.testing.assert_allclose(along / along[0], rows.std(axis=0) / rows.std(axis=0)[0], rtol=1e-6)
+        assert (along < 0).all()
+    with pytest.raises(ConfigError, match="min_sum: direction='up' must be one of std, unit, sign"):
+        MinSum(num_byzantine=1, direction="up")
+    with pytest.raises(ConfigError, match="min_max: virtual_clients=1 must be >= 2"):
+        MinMax(num_byzantine=1, virtual_clients=1)
 
 
 def test_a_backdoor_poisons_the_first_examples_and_boosts_the_update():

@@ -1,6 +1,7 @@
 """Pre-aggregators and chains: formulas against slow loops, state, contribution, and what they refuse."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from fl_plugins.aggregation import (
     SignMajority,
     Stateful,
     TrimmedMean,
+    canonical_order,
 )
 from fl_plugins.aggregation.arc import arc
 from fl_plugins.aggregation.bucketing import bucketing
@@ -137,6 +139,20 @@ def test_the_rows_are_the_mixing_times_the_rows_whatever_the_order(stage, n, see
     np.testing.assert_allclose(dense, first.mixing @ rows.astype(float), rtol=0, atol=1e-6)  # float32
     assert sorted(dense.tolist()) == sorted(to_dense(second.rows).tolist())
     assert (first.mixing >= 0).all()
+
+
+@every_stage
+def test_some_rows_of_some_columns_are_read_as_all_are(stage):
+    rows = np.random.default_rng(0).normal(size=(9, 140_000)).astype(np.float32) ** 3
+    result = stage(rows)
+    expected = result.mixing @ rows.astype(float)
+    other = np.flatnonzero((result.mixing != result.mixing[0]).any(axis=1))[-1]
+    chosen = np.array([other, 0])
+    found = np.empty((2, 130_000), np.float32)
+    result.rows.read_into(5_000, found, chosen)
+    # One rounding to float32 of values up to 100.
+    np.testing.assert_allclose(found, expected[chosen, 5_000:135_000], rtol=1e-6, atol=1e-6)
+    assert (np.abs(found[0] - found[1]) > 0.1).any()
 
 
 @every_stage
@@ -314,6 +330,32 @@ def test_a_far_minority_does_not_blur_the_geometric_median_of_the_others():
     assert (np.abs(near - 1e3) < 3).all()
 
 
+def test_a_far_row_is_no_origin_although_it_comes_first():
+    rows = np.random.default_rng(0).normal(size=(6, 7))
+    far = np.concatenate([rows, np.full((1, 7), -1e6)])
+    points = embed(DenseRows(far), canonical_order(far), rule="test")[1:]
+    expected = rows[canonical_order(rows)]
+    # Seen from 1e6 away, distances of 1 would be off by 1e-5.
+    np.testing.assert_allclose(
+        np.linalg.norm(points[:, None] - points, axis=2),
+        np.linalg.norm(expected[:, None] - expected, axis=2),
+        atol=1e-9,
+    )
+
+
+def test_centered_clipping_in_several_steps_reads_every_block_of_its_centre():
+    rng = np.random.default_rng(0)
+    d = 50_000  # two blocks of three rows
+    rows, center = rng.normal(size=(3, d)), rng.normal(size=d) * np.linspace(0, 5, d)
+    expected = center
+    for _ in range(3):
+        away = rows - expected
+        factors = np.minimum(1.0, 100.0 / np.linalg.norm(away, axis=1))
+        expected = expected + (factors[:, None] * away).mean(axis=0)
+    found = CenteredClipping(max_norm=100.0, iterations=3)(rows, state={"center": center}).value
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # some roundings of numbers up to 20
+
+
 def test_half_of_the_rows_equal_and_one_more_is_the_geometric_median_exactly():
     rows = cohort(7, 0)
     rows[[0, 2, 3, 6]] = rows[0]
@@ -380,6 +422,34 @@ def test_an_update_of_zero_is_not_trusted_and_does_no_harm():
     found = RootTrust(root_update=np.array([0.0, 1.0]))(rows)
     assert found.contribution.tolist() == [0, 1]
     assert found.value.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("rule", [Krum(num_byzantine=2), Median(), GeometricMedian()], ids=lambda r: r.name)
+def test_mixing_stores_nothing_of_the_inputs_size(rule):
+    rows = np.random.default_rng(0).normal(size=(16, 200_000)).astype(np.float32)
+    chain = Chain(NearestNeighborMixing(num_byzantine=2), rule)
+    tracemalloc.start()
+    try:
+        chain(rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Blocks of two threads, twice a MB or two each; a second copy of the input would be 12.8 MB.
+    assert peak < 0.9 * rows.nbytes
+
+
+def test_an_infinite_row_in_a_bucket_is_refused_and_warns_of_nothing():
+    rows = np.random.default_rng(0).normal(size=(4, 9_000))
+    rows[2, -1] = np.inf
+    with pytest.raises(ReplyError, match=r"of 2 is nan at column 8999|of 2 is inf at column 8999"):
+        Chain(Bucketing(size=2), GeometricMedian())(rows)
+
+
+@pytest.mark.parametrize("rule", [Krum(num_byzantine=1), GeometricMedian(), Caf(num_byzantine=1)], ids=str)
+def test_float64_updates_near_the_root_of_their_range_warn_of_nothing(rule):
+    rows = np.random.default_rng(0).normal(size=(6, 40)) * 1e151
+    rows[:2] *= 50.0
+    assert np.isfinite(rule(rows).value).all()
 
 
 def test_the_median_is_a_rule_and_no_preaggregator():

@@ -1,11 +1,15 @@
+import sys
+import threading
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_plugins.aggregation import DenseRows, Rows, canonical_order, non_finite_rows
-from fl_plugins.aggregation.rows import BLOCK_COLUMNS, as_rows, blocks
+from fl_plugins.aggregation import DenseRows, Rows, canonical_order, non_finite_rows, threads
+from fl_plugins.aggregation.rows import BLOCK_COLUMNS, as_rows, block_width, blocks, map_blocks
+from fl_plugins.aggregation.threads import in_threads
 from fl_plugins.errors import PreconditionError, StructureError
 from fl_plugins.records import Layout, UpdateRows
 
@@ -83,3 +87,44 @@ def test_canonical_order_reads_on_where_the_first_block_does_not_decide():
     values = np.zeros((3, 2 * BLOCK_COLUMNS + 1))
     values[:, -1] = [2, 0, 1]
     assert canonical_order(values).tolist() == [1, 2, 0]
+
+
+def test_canonical_order_of_a_thousand_rows_that_differ_one_by_one():
+    n = sys.getrecursionlimit() + 1
+    values = np.triu(np.ones((n, n), np.float32))
+    assert canonical_order(values).tolist() == list(range(n))[::-1]
+
+
+def test_blocks_in_work_hold_a_tenth_of_a_large_input_however_many_cores_there_are(monkeypatch):
+    monkeypatch.setattr(threads, "_num_cores", lambda: 64)
+    n, d = 8, 1 << 20
+    width = block_width(n, d, elements=1 << 20)
+    both, lock, most, now = threading.Barrier(2), threading.Lock(), 0, 0
+
+    def work(columns, block):
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        if columns.stop <= 2 * width:
+            both.wait(timeout=60)  # two do run at once
+        with lock:
+            now -= 1
+
+    map_blocks(DenseRows(np.zeros((n, d), np.float32)), work, width=width)
+    assert 2 <= most <= n * d / 10 / (n * width)
+
+
+def test_work_that_starts_threads_itself_computes_where_it_is():
+    found = in_threads(lambda i: in_threads(lambda j: 10 * i + j, range(3)), range(5))
+    assert found == [[10 * i + j for j in range(3)] for i in range(5)]
+
+
+def test_of_several_errors_the_first_items_is_raised_and_threads_work_again_after_it():
+    def work(number):
+        if number >= 40:
+            raise ValueError(number)
+
+    with pytest.raises(ValueError, match="40"):
+        in_threads(work, range(100))
+    assert in_threads(str, range(3)) == ["0", "1", "2"]

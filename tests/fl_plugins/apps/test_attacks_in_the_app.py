@@ -45,6 +45,17 @@ def test_sybils_send_the_same_bits_and_honest_clients_do_not() -> None:
 
 
 @pytest.mark.usefixtures("task_identity")
+def test_mimics_send_the_targets_update_and_its_claim() -> None:
+    attack = "mimic(num_byzantine=1, target=2)"
+    (_, copied, claimed), (_, target, true), (_, other, _) = (answer(attack, number) for number in (0, 2, 3))
+    assert claimed == true
+    for name, array in target.items():
+        # An attack's update is added to what was received: float32 sums with parameters of about 1.
+        np.testing.assert_allclose(array, copied[name], rtol=0, atol=1e-6)
+    assert any((np.abs(other[name] - copied[name]) > 1e-3).any() for name in other)
+
+
+@pytest.mark.usefixtures("task_identity")
 def test_little_is_enough_trains_on_parts_and_claims_all_its_examples() -> None:
     _, at_mean, claimed = answer("little_is_enough(num_byzantine=1, z=0.0)", 0)
     received, at_two, _ = answer("little_is_enough(num_byzantine=1, z=2.0)", 0)
