@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_plugins.aggregation.core import ROBUST, Aggregate, validate_unweighted
-from fl_plugins.aggregation.rows import Rows
+from fl_plugins.aggregation.rows import Rows, blocks
 from fl_plugins.contracts import Contract
 from fl_plugins.registry import Kind, register
 from strategies import FederatedStrategy
@@ -28,7 +28,7 @@ class MidrangeRule:
         rows = validate_unweighted(updates, weights, rule=self.name)
         n, d = rows.shape
         value = np.empty(d, rows.dtype)
-        for columns, block in rows.blocks(65536):
+        for columns, block in blocks(rows, 65_536):
             value[columns] = (block.min(axis=0) + block.max(axis=0)) / 2
         return Aggregate(value, np.full(n, 1 / n))
 
