@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .attacks.constant import Constant
     from .attacks.free_rider import FreeRider
     from .attacks.gaussian_noise import GaussianNoise
+    from .attacks.inner_product_manipulation import InnerProductManipulation
     from .attacks.label_flip import LabelFlip
     from .attacks.little_is_enough import LittleIsEnough
     from .attacks.mimic import Mimic
@@ -38,6 +39,7 @@ __all__ = [
     "Conv",
     "FreeRider",
     "GaussianNoise",
+    "InnerProductManipulation",
     "LabelFlip",
     "LittleIsEnough",
     "Mimic",
@@ -71,6 +73,7 @@ _MODULES = {
     "Conv": "layers",
     "FreeRider": "attacks.free_rider",
     "GaussianNoise": "attacks.gaussian_noise",
+    "InnerProductManipulation": "attacks.inner_product_manipulation",
     "LabelFlip": "attacks.label_flip",
     "LittleIsEnough": "attacks.little_is_enough",
     "Mimic": "attacks.mimic",

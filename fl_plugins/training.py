@@ -214,6 +214,19 @@ class TrainsVirtualClients(Protocol):
 
 
 @runtime_checkable
+class SeesParameters(Protocol):
+    """What an :class:`Attack` may have besides: it remembers the global parameters, within one process."""
+
+    def observe(self, arrays: NamedArrays, *, number: int) -> None:
+        """Take note of what round ``number`` starts from; called before a process trains any client in it.
+
+        It may be called several times for one round, and for rounds of several runs. ``arrays`` are only
+        lent.
+        """
+        ...
+
+
+@runtime_checkable
 class HasGoal(Protocol):
     """What an :class:`Attack` may have besides: a success that plain accuracy does not show (a backdoor)."""
 

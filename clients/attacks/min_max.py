@@ -9,17 +9,16 @@ from numpy.typing import NDArray
 from fl_plugins.attacks.min_max import Direction, min_max, min_sum
 from fl_plugins.errors import ConfigError
 from fl_plugins.registry import Kind, register
-from fl_plugins.training import Dataset, NamedArrays
 
 from ._checks import check_num_byzantine
-from ._virtual import check_virtual_clients, split_into_parts
+from ._virtual import FromVirtualClients, check_virtual_clients
 
 _PAPER = "Shejwalkar and Houmansadr 2021, NDSS, Manipulating the Byzantine, §IV-B"
 
 
 @register(Kind.ATTACK, "min_max", paper=_PAPER)
 @dataclass(frozen=True, kw_only=True)
-class MinMax:
+class MinMax(FromVirtualClients):
     """Send mean + γ·p of several honest trainings, not farther from any of them than two of them are.
 
     One client's parts are more alike than different clients are: on heterogeneous clients it is weaker than
@@ -53,31 +52,6 @@ class MinMax:
             raise ConfigError(
                 f"{self.name}: direction={self.direction!r} must be one of std, unit, sign; choose one."
             )
-
-    def split_data(self, data: Dataset, *, seed: int) -> list[Dataset]:
-        """Return ``virtual_clients`` random parts; raises ``DataError`` if there are too few examples."""
-        return split_into_parts(self.name, data, self.virtual_clients, seed=seed)
-
-    def combine_updates(self, updates: list[NamedArrays], *, seed: int) -> NamedArrays:  # noqa: ARG002
-        """Return the hostile update of the parts' updates, in their shapes and dtypes."""
-        first = updates[0]
-        flat = [[update[name].astype(np.float64).reshape(-1) for name in first] for update in updates]
-        rows = np.stack([np.concatenate(arrays) for arrays in flat])
-        sent = self._attack(rows)
-        ends = np.cumsum([array.size for array in first.values()])[:-1]
-        with np.errstate(over="ignore"):
-            return {
-                name: part.reshape(array.shape).astype(array.dtype)
-                for (name, array), part in zip(first.items(), np.split(sent, ends), strict=True)
-            }
-
-    def poison_data(self, data: Dataset, *, num_classes: int | None) -> Dataset:  # noqa: ARG002
-        """Return ``data`` itself."""
-        return data
-
-    def poison_update(self, update: NamedArrays, *, seed: int) -> NamedArrays:  # noqa: ARG002
-        """Return ``update`` itself: without the parts' updates there are no distances to keep."""
-        return update
 
     def _attack(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return what is sent, ``(d,)``, for the parts' updates, ``(m, d)``."""

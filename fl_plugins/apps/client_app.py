@@ -13,7 +13,7 @@ from .. import wire
 from .._flower import CLIENT_APP_ERROR
 from ..errors import ConfigError, FLPluginsError, ReplyError
 from ..records import from_named, to_named
-from ..training import NamedArrays
+from ..training import NamedArrays, SeesParameters
 from .cohort_node import clients_in, evaluate_cohort, hosted, train_cohort
 from .config import RunConfig
 from .one_client import train_one
@@ -47,6 +47,8 @@ def _train(message: Message, context: Context) -> RecordDict:
     number = _round_in(asked)
     stack = client_stack(config)
     partition_id, num_partitions = _partition_of(context)
+    if isinstance(stack.attack, SeesParameters):
+        stack.attack.observe(received, number=number)
     if config.virtual_clients:
         clients = clients_in(asked, hosted(config, partition_id, num_partitions))
         return train_cohort(config, stack, received, clients, number=number, asked=asked)

@@ -1,8 +1,8 @@
 """Inner-product manipulation (Xie et al. 2020, Fall of Empires, §3): a small step against the honest mean.
 
 Where the hostile rows are near enough to be kept, the aggregate's inner product with the honest mean gets
-small or negative. A client on its own estimates the mean by its own update: that is the plugin ``sign_flip``
-with ``scale`` = ε.
+small or negative. A client on its own estimates the mean by trainings on parts of its data: that is the
+plugin of the same name.
 """
 
 from typing import Any

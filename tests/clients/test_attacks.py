@@ -8,6 +8,7 @@ from clients.attacks.backdoor import Backdoor
 from clients.attacks.constant import Constant
 from clients.attacks.free_rider import FreeRider
 from clients.attacks.gaussian_noise import GaussianNoise
+from clients.attacks.inner_product_manipulation import InnerProductManipulation
 from clients.attacks.label_flip import LabelFlip
 from clients.attacks.little_is_enough import LittleIsEnough
 from clients.attacks.mimic import Mimic
@@ -19,7 +20,7 @@ from clients.attacks.zero import Zero
 from fl_plugins.errors import ConfigError, ConfigTypeError, DataError
 from fl_plugins.registry import Kind
 from fl_plugins.spec import build
-from fl_plugins.training import Attack, Dataset, HasGoal, SharesIdentity, TrainsVirtualClients
+from fl_plugins.training import Attack, Dataset, HasGoal, SeesParameters, SharesIdentity, TrainsVirtualClients
 
 UPDATE = {
     "params/a": np.array([[1.0, -2.0]], np.float32),
@@ -35,6 +36,7 @@ EVERY = {
     "constant": Constant,
     "free_rider": FreeRider,
     "gaussian_noise": GaussianNoise,
+    "inner_product_manipulation": InnerProductManipulation,
     "label_flip": LabelFlip,
     "little_is_enough": LittleIsEnough,
     "mimic": Mimic,
@@ -54,7 +56,10 @@ def test_attacks_are_plugins_by_name(name):
     assert isinstance(attack, Attack)
     assert attack.num_byzantine == 2
     assert isinstance(attack, SharesIdentity) == (name in ("mimic", "sybil"))
-    assert isinstance(attack, TrainsVirtualClients) == (name in ("little_is_enough", "min_max", "min_sum"))
+    assert isinstance(attack, TrainsVirtualClients) == (
+        name in ("inner_product_manipulation", "little_is_enough", "min_max", "min_sum")
+    )
+    assert isinstance(attack, SeesParameters) == (name == "free_rider")
     assert isinstance(attack, HasGoal) == (name == "backdoor")
 
 

@@ -11,6 +11,7 @@ from fl_plugins.apps.client_app import app as client_app
 from fl_plugins.apps.config import RunConfig
 from fl_plugins.apps.server_app import run_app
 from fl_plugins.apps.stack import client_stack, partition
+from fl_plugins.attacks import free_rider
 from fl_plugins.records import from_named, to_named
 from fl_plugins.testing import InProcessGrid
 from fl_plugins.training import NamedArrays
@@ -18,11 +19,13 @@ from fl_plugins.training import NamedArrays
 TASK = "digits(model='mlp')"
 
 
-def answer(attack: str, partition_id: int) -> tuple[NamedArrays, NamedArrays, int]:
+def answer(
+    attack: str, partition_id: int, *, number: int = 1, seed: int = 1
+) -> tuple[NamedArrays, NamedArrays, int]:
     """Return what was sent to the client, what it replied, and its claimed number of examples."""
     config = RunConfig(task=TASK, attack=attack)
-    received = client_stack(config).trainer.init(seed=1)
-    record = ConfigRecord({wire.SERVER_ROUND: 1, wire.SCHEMA: wire.SCHEMA_VERSION})
+    received = client_stack(config).trainer.init(seed=seed)
+    record = ConfigRecord({wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION})
     content = RecordDict({wire.ARRAYS: from_named(received), wire.CONFIG: record})
     node: dict[str, Any] = {wire.PARTITION_ID: partition_id, wire.NUM_PARTITIONS: 5}
     run_config: dict[str, Any] = {**RunConfig.defaults(), "task": TASK, "attack": attack}
@@ -67,6 +70,26 @@ def test_little_is_enough_trains_on_parts_and_claims_all_its_examples() -> None:
         np.testing.assert_allclose((at_two[name] + at_minus_two[name]) / 2, middle, atol=1e-6)
         assert (at_two[name] <= middle + 1e-6).all()
     assert any((at_two[name] < at_mean[name] - 1e-3).any() for name in received)
+
+
+@pytest.mark.usefixtures("task_identity")
+def test_a_free_rider_adds_the_change_since_the_round_before_to_what_it_receives() -> None:
+    attack = "free_rider(num_byzantine=2, stddev=0.0)"
+    first, returned, _ = answer(attack, 0, number=1, seed=1)
+    for name, array in first.items():
+        np.testing.assert_array_equal(returned[name], array)
+    second, replied, _ = answer(attack, 0, number=2, seed=2)
+    _, colluding, _ = answer(attack, 1, number=2, seed=2)
+    for name, array in second.items():
+        honest = np.zeros((1, array.size), array.dtype)
+        change = (array.astype(np.float64) - first[name]).reshape(-1)
+        sent = free_rider(honest, 1, previous=change)[0].reshape(array.shape)
+        np.testing.assert_array_equal(replied[name], array + sent)
+        np.testing.assert_array_equal(colluding[name], replied[name])
+    assert any((replied[name] != array).any() for name, array in second.items())
+    again, anew, _ = answer(attack, 0, number=1, seed=3)
+    for name, array in again.items():
+        np.testing.assert_array_equal(anew[name], array)
 
 
 @pytest.mark.parametrize(("scale", "least", "most"), [(4.0, 0.5, 1.0), (None, 0.0, 0.2)])

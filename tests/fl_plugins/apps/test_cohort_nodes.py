@@ -163,6 +163,7 @@ def events_of(folder: Path, kind: str) -> list[dict[str, Any]]:
         ("sign_flip(num_byzantine=2, scale=1.5)", True),
         ("sybil(num_byzantine=2)", False),
         ("little_is_enough(num_byzantine=1)", True),
+        ("free_rider(num_byzantine=2)", True),
     ],
 )
 def test_the_same_bits_however_clients_are_spread_over_nodes(
