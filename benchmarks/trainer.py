@@ -2,6 +2,7 @@
 
     python benchmarks/trainer.py --quick             # 20 clients, three repeats
     python benchmarks/trainer.py --models mlp lenet --clients 100
+    python benchmarks/trainer.py --convolutions      # where a convolution is faster as a product with patches
 
 A cohort is ``--clients`` clients with 100 examples each, batch 10, one epoch of SGD. The ways take turns
 within a repeat, so that the machine's other load hits all of them. Printed are medians after one warm-up, and
@@ -23,10 +24,13 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import lax
 
+from clients import layers
 from clients.losses import softmax_cross_entropy
 from clients.models import nnx_model
 from clients.networks import MLP, LeNet, Transformer
@@ -147,6 +151,60 @@ def measure_two_devices(name: str, *, clients: int, repeats: int) -> tuple[float
     return first, median
 
 
+CONVOLUTIONS = [  # batch, height and width, window, input channels
+    (10, 32, 5, 3), (10, 14, 5, 6), (10, 28, 3, 1), (10, 14, 3, 16), (32, 32, 5, 3), (256, 32, 5, 3),
+]  # fmt: skip
+
+
+def compare_convolutions() -> None:
+    """Print CPU milliseconds in a loop, as training is one, of value and kernel's gradient, either way."""
+    print("batch  size window  in out |  value: lax product | gradient: lax product")
+    rng = np.random.default_rng(0)
+    for batch, size, window, inputs in CONVOLUTIONS:
+        for outputs in (4, 6, 8, 16, 32):
+            x = rng.standard_normal((batch, size, size, inputs), dtype=np.float32)
+            kernel = rng.standard_normal((window, window, inputs, outputs), dtype=np.float32)
+            given = rng.standard_normal((batch, *2 * (size - window + 1,), outputs), dtype=np.float32)
+
+            def value(kernel: jax.Array, x: jax.Array) -> jax.Array:
+                return layers.conv_general_dilated(
+                    x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+
+            def gradient(kernel: jax.Array, x: jax.Array, given: jax.Array) -> jax.Array:
+                return jax.vjp(lambda kernel: value(kernel, x), kernel)[1](given)[0]
+
+            times = []
+            for function, arguments in ((value, (kernel, x)), (gradient, (kernel, x, given))):
+                for few, most in ((0, 0), (outputs + 1, 2**30)):
+                    layers.FEW_CHANNELS, layers.MAX_PATCHES = few, most
+                    times.append(cpu_ms(function, *arguments, steps=max(1, 200 // batch)))
+            print(
+                f"{batch:5} {size:5} {window:6} {inputs:3} {outputs:3} | {times[0]:11.3f} {times[1]:7.3f}"
+                f" | {times[2]:13.3f} {times[3]:7.3f}",
+                flush=True,
+            )
+
+
+def cpu_ms(function: Callable[..., jax.Array], *arguments: Any, steps: int) -> float:
+    """Return the least of five times, over ``steps`` that depend on each other."""
+
+    @jax.jit
+    def run(*arguments: jax.Array) -> jax.Array:
+        def step(_: Any, shift: jax.Array) -> jax.Array:
+            return jnp.max(function(*(argument + shift for argument in arguments))) * 1e-30
+
+        return lax.fori_loop(0, steps, step, jnp.float32(0))
+
+    run(*arguments).block_until_ready()
+    times = []
+    for _ in range(5):
+        began = time.process_time()
+        run(*arguments).block_until_ready()
+        times.append(time.process_time() - began)
+    return min(times) / steps * 1e3
+
+
 def main() -> None:
     ways = ["naive", "one by one", "loop", "vmap"]
     parser = argparse.ArgumentParser(
@@ -159,8 +217,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=0, help="default 3 with --quick, else 7")
+    parser.add_argument("--convolutions", action="store_true", help="compare forms of convolutions instead")
     parser.add_argument("--raw", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.convolutions:
+        compare_convolutions()
+        return
     repeats = options.repeats or (3 if options.quick else 7)
     size = {"clients": options.clients, "repeats": repeats}
     if options.raw:

@@ -4,9 +4,14 @@ The gradient of a convolution is itself a convolution, with batch and feature ax
 As JAX writes it, XLA:CPU runs that one 4 to 20 times slower inside a loop (and local training is a loop)
 than a convolution of plain NHWC × HWIO layout. The functions here have the same values and gradients, with
 the gradients written as plain NHWC × HWIO convolutions of transposed arrays. On GPUs nothing is lost.
+
+XLA:CPU's convolution is slow too where it has few output channels, as that of a small first layer or the
+gradient for its output. On CPUs these are one matrix product with the *patches*, the contents of all windows
+side by side (im2col). See :data:`FEW_CHANNELS`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +24,12 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Strides = tuple[int, int]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+FEW_CHANNELS = 8
+"""With fewer output channels, stride 1 is a product: measured by ``benchmarks/trainer.py --convolutions``."""
+
+MAX_PATCHES = 2**21
+"""... unless its patches have more numbers than this (8 MB in float32), which no cache would hold."""
 
 
 def conv_general_dilated(
@@ -34,7 +45,7 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     **options: Any,
 ) -> jax.Array:
-    """Drop-in for ``lax.conv_general_dilated`` in Flax layers: same values, gradients fast in loops.
+    """Drop-in for ``lax.conv_general_dilated`` in Flax layers: same function, gradients fast in loops.
 
     Pass it as ``conv_general_dilated=`` to ``nnx.Conv`` or Linen's ``Conv``. Two-dimensional NHWC × HWIO
     convolutions of any stride and padding, without dilation, groups and further options, take the fast path;
@@ -83,8 +94,65 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def _plain_conv(x: jax.Array, kernel: jax.Array, pads: Pads, strides: Strides = (1, 1)) -> jax.Array:
-    """Convolve ``(b, h, w, i)`` with ``(kh, kw, i, o)``."""
+    """Convolve ``(b, h, w, i)`` with ``(kh, kw, i, o)``, the faster way."""
+    if strides != (1, 1) or not _as_product(x.shape, kernel.shape, pads):
+        return _lax_conv(x, kernel, pads, strides)
+    patches = _patches(x, kernel.shape, pads)
+    rows = kernel.reshape(patches.shape[0], -1)
+    outputs = lax.dot_general(rows, patches.reshape(len(rows), -1), (((0,), (0,)), ((), ())))
+    return outputs.reshape(-1, *patches.shape[1:]).transpose(3, 1, 2, 0)
+
+
+def _lax_conv(x: jax.Array, kernel: jax.Array, pads: Pads, strides: Strides = (1, 1)) -> jax.Array:
+    """Convolve with ``lax``, but with negative padding done before: XLA:CPU 0.10.2 reads foreign memory."""
+    if min(map(min, pads)) < 0:
+        x, pads = _pad(x, pads), ((0, 0), (0, 0))
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_LAYOUT)
+
+
+def _pad(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pad the two middle axes with zeros; negative padding cuts off."""
+    (top, bottom), (left, right) = pads
+    around = [(0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)]
+    return lax.pad(x, jnp.zeros((), x.dtype), around)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, kernel: jax.Array, pads: Pads) -> jax.Array:
+    """Return the gradient for ``kernel``, the faster way; of padded ``x`` every window counts."""
+    if _as_product(x.shape, kernel.shape, pads):
+        patches = _patches(x, kernel.shape, pads)
+        features = gradient.transpose(3, 1, 2, 0).reshape(gradient.shape[3], -1)
+        rows = patches.reshape(patches.shape[0], -1)
+        return lax.dot_general(rows, features, (((1,), (1,)), ((), ()))).reshape(kernel.shape)
+    # The batch is summed over: it stands where the input features of a convolution do.
+    images, windows = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
+    convolved = _lax_conv(images, windows, pads)
+    return convolved.transpose(1, 2, 0, 3)
+
+
+def _as_product(x_shape: Sequence[int], kernel_shape: Sequence[int], pads: Pads) -> bool:
+    """Return whether a convolution of stride 1 is faster as a product with its patches."""
+    if kernel_shape[3] >= FEW_CHANNELS or jax.default_backend() != "cpu":
+        return False
+    outputs = [
+        size + sum(pad) - window + 1
+        for size, pad, window in zip(x_shape[1:3], pads, kernel_shape[:2], strict=True)
+    ]
+    num_patches = x_shape[0] * math.prod(outputs)
+    return min(outputs) > 0 and num_patches * math.prod(kernel_shape[:3]) <= MAX_PATCHES
+
+
+def _patches(x: jax.Array, kernel_shape: Sequence[int], pads: Pads) -> jax.Array:
+    """Return the windows' contents, ``(kh * kw * i, oh, ow, b)``.
+
+    Shifted across, then down: copies of rows that lie together. Batch last, so that these are long.
+    """
+    rows, columns = kernel_shape[:2]
+    x = _pad(x.transpose(3, 1, 2, 0), pads)
+    width = x.shape[2] - columns + 1
+    x = jnp.concatenate([x[:, :, shift : shift + width] for shift in range(columns)])
+    height = x.shape[1] - rows + 1
+    return jnp.concatenate([x[:, shift : shift + height] for shift in range(rows)])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -121,11 +189,7 @@ def _conv_backward(
         kernel_pads.append((before, window + given - 1 - size - before))
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     x_gradient = _plain_conv(gradient, flipped, (x_pads[0], x_pads[1]))
-    # The batch is summed over: it stands where the input features of a convolution do.
-    kernel_gradient = _plain_conv(
-        x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), (kernel_pads[0], kernel_pads[1])
-    )
-    return x_gradient, kernel_gradient.transpose(1, 2, 0, 3)
+    return x_gradient, _kernel_gradient(x, gradient, kernel, (kernel_pads[0], kernel_pads[1]))
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

@@ -17,8 +17,8 @@ REPEATS = 3
 def choose_mapping(run: Callable[[Mapping], None], *, platform: str) -> Mapping:
     """Return which way is faster on this device; ``run(mapping)`` runs a small block to its end.
 
-    On CPUs it is the loop, untried: there ``vmap`` was seen a third faster at best and several times slower
-    at worst (``benchmarks/trainer.py``), and compiling it to see takes as long as many rounds.
+    On CPUs it is the loop, untried: only it keeps a client's bits whatever the cohort, and compiling ``vmap``
+    to see takes as long as many rounds (``benchmarks/trainer.py`` times both).
     Elsewhere both are compiled and timed.
     """
     return "loop" if platform == "cpu" else measure_mapping(run)

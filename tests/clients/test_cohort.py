@@ -14,6 +14,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.buckets import stack_in_bucket
 from clients.cohort import SLOTS, CohortProgram, deal_blocks
 from clients.mapping import MIN_SPEEDUP, choose_mapping, measure_mapping
 from clients.models import nnx_model
@@ -29,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 BATCH = 8
 
 
-def image_task():
-    return task_of(nnx_model(lambda rngs: CNN((8, 8, 1), 3, channels=(4, 5), hidden=6, rngs=rngs)))
+def image_task(channels=(4, 5)):
+    return task_of(nnx_model(lambda rngs: CNN((8, 8, 1), 3, channels=channels, hidden=6, rngs=rngs)))
 
 
 def images(n, seed=0):
@@ -56,7 +57,8 @@ CASES = {
     "bfloat16": (lambda: task_of(mlp_model(jnp.bfloat16)), examples, {"optimizer": "sgd"}),
     "float16": (lambda: task_of(mlp_model(jnp.float16)), examples, {"optimizer": "sgd"}),
     "batch_norm_and_dropout": (lambda: task_of(nnx_model(Noisy)), examples, {}),
-    "cnn": (image_task, images, {}),
+    "cnn": (image_task, images, {}),  # with so few channels, convolutions are matrix products
+    "wide_cnn": (lambda: image_task((8, 9)), images, {}),
     "transformer": (token_task, tokens, {}),
 }
 
@@ -230,6 +232,12 @@ def test_blocks_hold_every_client_once_in_its_own_bucket(sizes, num_devices, lad
         assert all(len(datasets[client]) <= block.capacity for client in block.clients)
         assert all(4 * len(datasets[client]) > block.capacity or block.capacity == BATCH
                    for client in block.clients)  # fmt: skip
+
+
+def test_stacked_data_is_not_copied_by_jax():
+    for slots in (1, 3):
+        stacked = stack_in_bucket([images(5)], [0], slots=slots, capacity=8)
+        assert jax.device_put(stacked.x).unsafe_buffer_pointer() == stacked.x.ctypes.data
 
 
 def test_one_large_client_does_not_pad_the_small_ones():
