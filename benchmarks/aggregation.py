@@ -124,6 +124,9 @@ TARGETS = {
 SLOW_S = 10.0
 """A contestant that takes longer is timed once."""
 
+NNM_MAX_BYTES = 12 << 30
+"""byzfl's NNM gathers n − f neighbours of each of n rows at once; more than this is not asked of it."""
+
 BYZFL_MAX_BYTES = 1 << 30
 """Larger stacks are not made for byzfl: its Krum needs several times their size."""
 
@@ -217,6 +220,8 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
             messages = list(ours.configure_train(1, model, ConfigRecord(), grid))
             theirs = None if rule.flwr is None else rule.flwr(n, f)
             kernel = None if rule.byzfl is None or stack is None else rule.byzfl(n, f)
+            if "NNM" in name and 4 * n * (n - f) * d > NNM_MAX_BYTES:
+                kernel = None
 
             def replies(messages: list[Message] = messages) -> list[Message]:
                 return [make_reply(m, client) for m, client in zip(messages, clients, strict=True)]
