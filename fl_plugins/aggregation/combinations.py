@@ -17,16 +17,14 @@ from .rows import (
     Rows,
     SelectedRows,
     block_width,
-    finite_blocks,
     map_blocks,
+    refuse_non_finite,
     require_finite,
+    widened,
 )
 
 _ELEMENTS = 1 << 20
 """Values that are read at once."""
-
-_PIECE = 4_096
-"""Columns that are widened to float64 at once; more leave the cache."""
 
 _FAR = 1e6
 """A centre whose squared distance to the others is so many times the medoid's costs them digits."""
@@ -63,12 +61,11 @@ def combine(
     clipped = convex and rows.dtype == np.float64
 
     def work(columns: slice, block: NDArray[Any]) -> None:
-        for start in range(0, block.shape[1], _PIECE):
-            part = block[:, start : start + _PIECE]
-            total = np.dot(shares, part.astype(np.float64))  # unlike @, dot lets other threads run
+        for place, wide in widened(columns, block):
+            total = np.dot(shares, wide)  # unlike @, dot lets other threads run
             if clipped:
-                np.clip(total, part.min(axis=0), part.max(axis=0), out=total)
-            value[columns.start + start : columns.start + start + part.shape[1]] = total
+                np.clip(total, wide.min(axis=0), wide.max(axis=0), out=total)
+            value[place] = total
         if not np.isfinite(value[columns]).all():
             require_finite(columns, block, rule=rule, order=chosen)
 
@@ -99,11 +96,9 @@ def row_norms(
     def work(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
         squares = np.zeros(len(block))
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, block.shape[1], _PIECE):
-                wide = block[:, start : start + _PIECE].astype(np.float64)
+            for place, wide in widened(columns, block):
                 if center is not None:
-                    first = columns.start + start
-                    wide -= center[first : first + wide.shape[1]]
+                    wide -= center[place]
                 squares += np.einsum("ij,ij->i", wide, wide)
         return squares
 
@@ -112,8 +107,7 @@ def row_norms(
         parts = map_blocks(ordered, work, width=block_width(*rows.shape, elements=_ELEMENTS))
         squares = np.sum(parts, axis=0)
     if not np.isfinite(squares).all():  # a row that is not, or a norm beyond float64
-        for _ in finite_blocks(rows, rule=rule):
-            pass
+        refuse_non_finite(rows, rule=rule)
     return np.sqrt(_finite(squares, order, rule=rule))
 
 
@@ -158,8 +152,7 @@ def _gram(
     """Return ``(n, n)`` inner products of the rows minus a vector, or minus the row at a position."""
     gram = inner_products(rows, order, center=center)
     if not np.isfinite(gram).all():  # a row that is not, or a norm beyond float64
-        for _ in finite_blocks(rows, rule=rule):
-            pass
+        refuse_non_finite(rows, rule=rule)
     _finite(np.diag(gram), order, rule=rule)
     return gram
 

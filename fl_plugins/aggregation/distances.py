@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .core import validate_unweighted
 from .gram import inner_products
-from .rows import Rows, SelectedRows, blocks, canonical_order, finite_blocks
+from .rows import Rows, SelectedRows, blocks, canonical_order, refuse_non_finite
 
 _CANCELLATION = 1e-8
 """A pair whose ‖x−y‖² is below this share of ‖x‖² + ‖y‖² has lost half of float64's digits, or more."""
@@ -45,8 +45,7 @@ def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float
         distances = norms - 2.0 * gram
         unsafe = np.triu(~(distances > _CANCELLATION * norms), 1)  # NaN (from overflow) is unsafe too
     if not np.isfinite(gram).all():  # overflow, or a row that is not finite
-        for _ in finite_blocks(rows, rule="pairwise_squared_distances"):
-            pass
+        refuse_non_finite(rows, rule="pairwise_squared_distances")
     if unsafe.any():
         distances[unsafe] = _direct(ordered, unsafe)
     upper = np.triu(distances, 1)

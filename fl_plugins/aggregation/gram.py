@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .rows import Rows, SelectedRows, block_width, map_blocks
+from .rows import WIDENED_COLUMNS, Rows, SelectedRows, block_width, map_blocks
 
 _ELEMENTS = 1 << 20
 """Values that are read at once: fewer make the calls count."""
-
-_PIECE = 4_096
-"""Columns of one product; more leave the cache."""
 
 _LEAST_PIECE = 1_024
 """From n=31 on, pieces small enough for that are not worth it."""
@@ -45,7 +42,7 @@ def inner_products(
     """
     n, d = rows.shape
     width = block_width(n, d, elements=_ELEMENTS)
-    piece = min(width, _PIECE)
+    piece = min(width, WIDENED_COLUMNS)
     while piece > _LEAST_PIECE and n * (n + 1) * piece > _SMALL:
         piece //= 2
     scratch = local()

@@ -12,8 +12,8 @@ from ..dtypes import DType
 from ..errors import PreconditionError
 from ..registry import Kind, register
 from .core import Aggregate, validate
-from .rows import Rows, map_blocks, require_finite
-from .streaming import WeightedSum, block_width, power_of_two_above
+from .rows import Rows, refuse_non_finite
+from .streaming import WeightedSum, power_of_two_above
 
 _CONTRACT = Contract(access=Access.SUM, weighting=Weighting.EXAMPLES)
 
@@ -51,12 +51,9 @@ class Mean:
         given = np.ones(n) if weights is None else np.asarray(weights, np.float64)
         scaled = given / power_of_two_above(given.tolist())
         total = WeightedSum.zeros(d)
-
-        def add(columns: slice, block: NDArray[Any]) -> None:
-            require_finite(columns, block, rule=self.name)
-            total.add_block(columns, block, scaled)
-
-        map_blocks(valid, add, width=block_width(n))
+        total.add_rows(valid, scaled)
+        if not np.isfinite(total.high).all():  # no sum of finite rows overflows, with weights below 1
+            refuse_non_finite(valid, rule=self.name)
         return self.from_sum(total, scaled, dtype=valid.dtype)
 
     def from_sum(self, total: WeightedSum, weights: NDArray[np.float64], *, dtype: DType) -> Aggregate:

@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType
 from .core import Stateful
-from .rows import Rows, blocks
-
-_PIECE = 4_096
-"""Columns that are widened to float64 at once; more leave the cache."""
+from .rows import WIDENED_COLUMNS, Rows, blocks, widened
 
 _READ_ELEMENTS = 1 << 19
 """Values that are read at once to be mixed: whoever reads all columns needs no second copy of the input."""
@@ -95,7 +92,7 @@ class MixedRows:
         """Read columns of all or some of the mixed rows."""
         n, width = len(self._order), out.shape[1]
         matrix = self._matrix if rows is None else self._matrix[rows]
-        step = max(_READ_ELEMENTS // n // _PIECE, 1) * _PIECE
+        step = max(_READ_ELEMENTS // n // WIDENED_COLUMNS, 1) * WIDENED_COLUMNS
         ordered: NDArray[Any] = np.empty((n, min(step, width)), self.dtype)
         for read in range(0, width, step):
             block = ordered[:, : width - read]
@@ -104,14 +101,13 @@ class MixedRows:
 
     def _mix(self, matrix: NDArray[np.float64], block: NDArray[Any], out: NDArray[Any]) -> None:
         """Fill ``out`` with ``matrix @ block``; what is not finite is found by whoever reads it."""
-        for first in range(0, out.shape[1], _PIECE):
-            part = block[:, first : first + _PIECE]
+        for place, wide in widened(slice(0, out.shape[1]), block):
             with np.errstate(invalid="ignore"):
-                mixed = np.dot(matrix, part.astype(np.float64))  # unlike @, dot lets other threads run
+                mixed = np.dot(matrix, wide)  # unlike @, dot lets other threads run
             # A float64 mean of float32 values leaves their range by less than rounding to float32 removes.
             if self._averages and self.dtype == np.float64:
-                np.clip(mixed, part.min(axis=0), part.max(axis=0), out=mixed)
-            out[:, first : first + _PIECE] = mixed
+                np.clip(mixed, wide.min(axis=0), wide.max(axis=0), out=mixed)
+            out[:, place] = mixed
 
 
 class ScaledRows:

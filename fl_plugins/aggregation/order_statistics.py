@@ -12,15 +12,13 @@ n=10, 1–2 s at n=50, 3–4 s at n=100 and grows as n·log²n, hence the limits
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from threading import local
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import Rows, aligned, block_width, map_blocks, most_threads, require_finite
-from .threads import in_threads
+from .rows import Rows, block_width, map_blocks, require_finite
 
 COMPILED_MAX_ROWS = 128
 """Beyond, compiling a network takes tens of seconds."""
@@ -115,21 +113,16 @@ def _compiled_means(
     width = block_width(n, d, elements=_COMPILED_ELEMENTS)
     kernel = window_kernel(n, width, rows.dtype, kept, network, moving=moving)
     value: NDArray[Any] = np.empty(d, rows.dtype)
-    buffers = local()
 
-    def work(start: int) -> None:
-        if not hasattr(buffers, "rows"):
-            buffers.rows = aligned(n * width, rows.dtype).reshape(n, width)
-        size = min(width, d - start)
-        block = buffers.rows[:, :size]
-        rows.read_into(start, block)
-        buffers.rows[:, size:] = 0
+    def work(columns: slice, block: NDArray[Any]) -> None:
+        size = block.shape[1]
+        whole = block if size == width else np.pad(block, ((0, 0), (0, width - size)))
         # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
-        found = np.add(kernel(list(buffers.rows))[:size], 0.0, out=value[start : start + size])
+        found = np.add(kernel(list(whole))[:size], 0.0, out=value[columns])
         if not np.isfinite(found).all():  # so it is where a value is not, or where float64 overflows
-            require_finite(slice(start, start + size), block, rule=rule)
+            require_finite(columns, block, rule=rule)
 
-    in_threads(work, range(0, d, width), at_most=most_threads(n, d, width=width))
+    map_blocks(rows, work, width=width)
     return value
 
 

@@ -14,6 +14,9 @@ from .threads import in_threads
 BLOCK_COLUMNS = 8_192
 """Columns per block: enough that NumPy's call overhead vanishes, few enough that a row stays in cache."""
 
+WIDENED_COLUMNS = 4_096
+"""Columns that are widened to float64 at once; more leave the cache."""
+
 _BLOCKS_PER_INPUT = 32
 """At least: two threads' blocks then stay below 10 % of a large input."""
 
@@ -200,6 +203,13 @@ def map_finite_blocks(
     return map_blocks(ordered, checked, width=block_width(n, d, elements=elements))
 
 
+def widened(columns: slice, block: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield a block's columns a few at a time in float64, fresh arrays, with where they stand in the rows."""
+    for start in range(0, block.shape[1], WIDENED_COLUMNS):
+        part = block[:, start : start + WIDENED_COLUMNS].astype(np.float64)
+        yield slice(columns.start + start, columns.start + start + part.shape[1]), part
+
+
 def aligned(size: int, dtype: DType) -> NDArray[Any]:
     """Return an uninitialised vector at a multiple of 64 bytes, which JAX on a CPU reads without a copy."""
     raw: NDArray[Any] = np.empty(size * dtype.itemsize + 64, np.uint8)
@@ -239,6 +249,18 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
     for columns, block in blocks(rows, BLOCK_COLUMNS):
         require_finite(columns, block, rule=rule)
         yield columns, block
+
+
+def refuse_non_finite(rows: Rows, *, rule: str) -> None:
+    """Read all rows to find which is not finite, once a result says that one may be.
+
+    Raises
+    ------
+    ReplyError
+        Naming the first row that holds NaN or Inf, if there is one.
+    """
+    for _ in finite_blocks(rows, rule=rule):
+        pass
 
 
 def require_finite(

@@ -49,11 +49,6 @@ _BLOCK_ELEMENTS = 1 << 20
 """Elements that a thread reads at once if there are few rows: handing out work costs tens of microseconds."""
 
 
-def block_width(n: int) -> int:
-    """Return how many columns of ``n`` rows to read at once."""
-    return max(_COLUMNS, _BLOCK_ELEMENTS // max(n, 1))
-
-
 class WeightedSum:
     """A running Σ wᵢ·xᵢ over ``(d,)`` in O(d) memory, however many rows are added.
 
@@ -104,7 +99,7 @@ class WeightedSum:
         n, d = rows.shape
         if n < _COMPILED_MIN_ROWS or n * d < _COMPILED_MIN_ELEMENTS:
             add = partial(self.add_block, weights=weights)
-            map_blocks(rows, add, width=block_width(n))
+            map_blocks(rows, add, width=max(_COLUMNS, _BLOCK_ELEMENTS // n))
             return
         for first in range(0, n, _TERMS):
             some = np.arange(first, min(first + _TERMS, n))
