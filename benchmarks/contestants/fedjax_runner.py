@@ -3,7 +3,6 @@
 ``python -m contestants.fedjax_runner --model lenet --rounds 12 --marks FILE``
 """
 
-import argparse
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ import fedjax
 from fedjax.algorithms import fed_avg
 
 from . import jax_models
-from .marks import MarkWriter
+from .marks import MarkWriter, contestant_parser
 from .workload import (
     BATCH,
     LEARNING_RATE,
@@ -31,10 +30,7 @@ from .workload import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--marks", required=True)
+    parser = contestant_parser(__doc__)
     options = parser.parse_args()
     marks = MarkWriter(options.marks)
     loss = jax_models.make_loss(jax_models.make_apply(options.model))

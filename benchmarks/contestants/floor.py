@@ -6,11 +6,10 @@ The cohort's clients are trained one after the other (``lax.map``), each in one 
 steps; with two host devices, half of them on each (``shard_map``).
 """
 
-import argparse
 import os
 from typing import Any
 
-from .marks import MarkWriter
+from .marks import MarkWriter, contestant_parser
 from .workload import (
     BATCH,
     EXAMPLES,
@@ -25,10 +24,7 @@ from .workload import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--marks", required=True)
+    parser = contestant_parser(__doc__)
     parser.add_argument("--devices", type=int, default=1)
     options = parser.parse_args()
     if options.devices > 1:

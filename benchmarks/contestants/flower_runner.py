@@ -3,7 +3,6 @@
 ``python -m contestants.flower_runner --framework torch --model lenet --rounds 12 --marks FILE``
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -11,15 +10,13 @@ from fl_plugins.simulation.app_template import to_toml
 from fl_plugins.simulation.session import RunRequest, load_bundle, run_app
 from fl_plugins.simulation.superlink import local_superlink
 
+from .marks import contestant_parser
 from .workload import NUM_CLIENTS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = contestant_parser(__doc__)
     parser.add_argument("--framework", choices=["torch", "jax"], required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--marks", required=True)
     options = parser.parse_args()
     config = {
         "framework": options.framework,

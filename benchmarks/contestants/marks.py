@@ -1,5 +1,6 @@
 """What a contestant tells the benchmark: one JSON line per round that ended, and one when all is done."""
 
+import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -32,6 +33,15 @@ class MarkWriter:
     def _append(self, entry: dict[str, float]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def contestant_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every contestant is told: model, rounds, and where its marks go."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--marks", required=True)
+    return parser
 
 
 def read_marks(path: Path) -> Marks:

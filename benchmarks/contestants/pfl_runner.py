@@ -3,14 +3,13 @@
 ``python -m contestants.pfl_runner --model lenet --rounds 12 --marks FILE --processes 2``
 """
 
-import argparse
 import os
 import socket
 import subprocess
 import sys
 from typing import Any
 
-from .marks import MarkWriter
+from .marks import MarkWriter, contestant_parser
 from .workload import (
     BATCH,
     LEARNING_RATE,
@@ -22,10 +21,7 @@ from .workload import (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--marks", required=True)
+    parser = contestant_parser(__doc__)
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     helpers = []

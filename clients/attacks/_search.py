@@ -37,17 +37,35 @@ def simulated_rule(attack: str, against: Aggregator, virtual_clients: int, num_b
 
 
 def worst_parameter(
+    attack: str,
     honest: NDArray[np.float64],
-    attack: Callable[[float], NDArray[np.float64]],
+    hostile: Callable[[float], NDArray[np.float64]],
     *,
-    rule: Aggregator,
+    against: Aggregator | None,
+    num_byzantine: int,
     grid: Sequence[float],
+    default: float,
 ) -> float:
-    """Return the parameter with the greatest damage through ``rule``: at least that of all of ``grid``."""
+    """Return the parameter with the greatest damage through ``against``; ``default`` if that is ``None``.
+
+    Parameters
+    ----------
+    attack : str
+        The name in messages.
+    honest : NDArray
+        ``(m, d)``, the virtual clients' updates.
+    hostile : Callable
+        A parameter to the ``num_byzantine`` hostile rows.
+    grid : Sequence[float]
+        Tried, beside ``default``: the damage is at least that of all of them.
+    """
+    if against is None:
+        return default
+    rule = simulated_rule(attack, against, len(honest), num_byzantine)
     return line_search(
         honest,
-        attack,
+        hostile,
         aggregate=lambda rows: call_rule(rule, rows).value,
-        parameters=sorted(set(grid)),
+        parameters=sorted({*grid, default}),
         refinements=1,
     ).parameter

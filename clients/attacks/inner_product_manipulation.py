@@ -64,13 +64,13 @@ class InnerProductManipulation(FromVirtualClients):
 
     def _attack(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return −ε times the rows' mean."""
-        epsilon = float(self.epsilon)
-        if self.against is not None:
-            rule = simulated_rule(self.name, self.against, len(rows), self.num_byzantine)
-            epsilon = worst_parameter(
-                rows,
-                lambda value: inner_product_manipulation(rows, self.num_byzantine, epsilon=value),
-                rule=rule,
-                grid=(*_GRID, epsilon),
-            )
+        epsilon = worst_parameter(
+            self.name,
+            rows,
+            lambda value: inner_product_manipulation(rows, self.num_byzantine, epsilon=value),
+            against=self.against,
+            num_byzantine=self.num_byzantine,
+            grid=_GRID,
+            default=float(self.epsilon),
+        )
         return np.asarray(inner_product_manipulation(rows, 1, epsilon=epsilon)[0])

@@ -67,13 +67,13 @@ class LittleIsEnough(FromVirtualClients):
 
     def _attack(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return mean − z · standard deviation of the rows."""
-        z = float(self.z)
-        if self.against is not None:
-            rule = simulated_rule(self.name, self.against, len(rows), self.num_byzantine)
-            z = worst_parameter(
-                rows,
-                lambda value: little_is_enough(rows, self.num_byzantine, z=value),
-                rule=rule,
-                grid=(*_GRID, z),
-            )
+        z = worst_parameter(
+            self.name,
+            rows,
+            lambda value: little_is_enough(rows, self.num_byzantine, z=value),
+            against=self.against,
+            num_byzantine=self.num_byzantine,
+            grid=_GRID,
+            default=float(self.z),
+        )
         return np.asarray(little_is_enough(rows, 1, z=z)[0])

@@ -12,10 +12,10 @@ from fl_plugins.errors import ConfigError
 from fl_plugins.registry import Kind, register
 from fl_plugins.training import Dataset, Task
 
-from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import MLP
 from ..partitioned import Partitioned, PartitionOptions
+from ._classification import classification_task
 
 NUM_CLASSES = 2
 NUM_FEATURES = 30
@@ -54,15 +54,8 @@ def breast_cancer(
     if model not in ("mlp", "logistic"):
         raise ConfigError(f"breast_cancer: model={model!r} must be one of mlp, logistic; choose one.")
     hidden = (32,) if model == "mlp" else ()
-    return Task(
-        name="breast_cancer",
-        model=nnx_model(lambda rngs: MLP(NUM_FEATURES, NUM_CLASSES, hidden=hidden, rngs=rngs)),
-        loss=softmax_cross_entropy,
-        metrics={"accuracy": accuracy},
-        load_partition=data.load_partition,
-        load_test=data.load_test,
-        num_classes=NUM_CLASSES,
-    )
+    network = nnx_model(lambda rngs: MLP(NUM_FEATURES, NUM_CLASSES, hidden=hidden, rngs=rngs))
+    return classification_task(data, network, num_classes=NUM_CLASSES)
 
 
 def load_cases() -> Dataset:

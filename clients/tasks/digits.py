@@ -12,10 +12,10 @@ from fl_plugins.errors import ConfigError
 from fl_plugins.registry import Kind, register
 from fl_plugins.training import Dataset, Task
 
-from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import CNN, MLP
 from ..partitioned import Partitioned, PartitionOptions
+from ._classification import classification_task
 
 NUM_CLASSES = 10
 
@@ -54,15 +54,7 @@ def digits(
             network = nnx_model(lambda rngs: MLP(64, NUM_CLASSES, hidden=(64,), rngs=rngs))
         case _:
             raise ConfigError(f"digits: model={model!r} must be one of cnn, mlp; choose one.")
-    return Task(
-        name="digits",
-        model=network,
-        loss=softmax_cross_entropy,
-        metrics={"accuracy": accuracy},
-        load_partition=data.load_partition,
-        load_test=data.load_test,
-        num_classes=NUM_CLASSES,
-    )
+    return classification_task(data, network, num_classes=NUM_CLASSES)
 
 
 def load_images() -> Dataset:

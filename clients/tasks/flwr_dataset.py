@@ -13,10 +13,10 @@ from fl_plugins.errors import ConfigError, DataError, PluginLoadError
 from fl_plugins.registry import Kind, register
 from fl_plugins.training import Dataset, Model, Task
 
-from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import CNN, MLP
 from ..partitioned import Partitioned, PartitionOptions
+from ._classification import classification_task
 
 if TYPE_CHECKING:
     import datasets
@@ -84,15 +84,7 @@ def flwr_dataset(
         load=lambda: data,
         **options,
     )
-    return Task(
-        name="flwr_dataset",
-        model=network,
-        loss=softmax_cross_entropy,
-        metrics={"accuracy": accuracy},
-        load_partition=partitioned.load_partition,
-        load_test=partitioned.load_test,
-        num_classes=num_classes,
-    )
+    return classification_task(partitioned, network, num_classes=num_classes)
 
 
 def load_table(name: str, *, split: str, subset: str | None) -> "datasets.Dataset":

@@ -13,10 +13,10 @@ from fl_plugins.errors import ConfigError
 from fl_plugins.registry import Kind, register
 from fl_plugins.training import Dataset, Task
 
-from ..losses import accuracy, softmax_cross_entropy
 from ..models import nnx_model
 from ..networks import CNN, MLP
 from ..partitioned import Partitioned, PartitionOptions
+from ._classification import classification_task
 from ._folder import data_path
 from ._idx import read_idx
 
@@ -64,15 +64,7 @@ def mnist10k(
             raise ConfigError(f"mnist10k: model={model!r} must be one of cnn, mlp, 2nn; choose one.")
     folder = data_path(path, "mnist10k", task="mnist10k")
     data = Partitioned(task="mnist10k", load=lambda: load_images(folder), **options)
-    return Task(
-        name="mnist10k",
-        model=network,
-        loss=softmax_cross_entropy,
-        metrics={"accuracy": accuracy},
-        load_partition=data.load_partition,
-        load_test=data.load_test,
-        num_classes=NUM_CLASSES,
-    )
+    return classification_task(data, network, num_classes=NUM_CLASSES)
 
 
 def load_images(folder: Path) -> Dataset:
