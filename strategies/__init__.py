@@ -5,9 +5,6 @@
 0.5
 """
 
-# First, and as a whole, for the reason that fl_plugins.apps gives.
-import fl_plugins.aggregation as _aggregation  # noqa: F401
-
 from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf

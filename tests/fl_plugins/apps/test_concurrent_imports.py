@@ -16,10 +16,10 @@ import importlib, importlib.abc, sys, threading
 inside, go_on = threading.Event(), threading.Event()
 
 class Pause(importlib.abc.MetaPathFinder):
-    "Holds up the first thread while it is in the middle of the package."
+    "Holds up the first thread while it is in the middle of the project."
 
     def find_spec(self, name, path, target=None):
-        if name == "fl_plugins.aggregation.arc" and not inside.is_set():
+        if name == "fl_plugins.records" and not inside.is_set():
             inside.set()
             go_on.wait(5)
         return None
