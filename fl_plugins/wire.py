@@ -63,6 +63,17 @@ REASONS = "fl-plugins.reasons"
 NON_FINITE = "fl-plugins.non-finite"
 """Config key in a cohort node's reply: those of the failed whose update is NaN or infinite."""
 
+LAYERS = "fl-plugins.layers"
+"""Config key: the layers whose part the client must do (secure aggregation, local differential privacy), a
+list of specs, the outermost first. A client that can or may not do one of them answers with an error."""
+
+PROMISES = "fl-plugins.promises"
+"""Config key: what the server says that it does on its own (noise on the sum), a list of specs. A node may
+demand a promise; it cannot see whether it is kept."""
+
+COHORT_SIZE = "fl-plugins.cohort-size"
+"""Config key in train and evaluate messages: how many clients the server says it asked in this exchange."""
+
 ROLL_CALL = "query.roll_call"
 """Message type: the server asks a node who it is."""
 

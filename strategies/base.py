@@ -25,7 +25,7 @@ from fl_plugins.errors import (
     PreconditionError,
 )
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
-from fl_plugins.run_options import Emit, EvaluateFn, RunOptions
+from fl_plugins.run_options import EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
 from .cohort import Cohort, Tally, make_messages
@@ -84,6 +84,7 @@ class FederatedStrategy(Strategy):
         weighting: Weighting = Weighting.UNIFORM,
         **options: Unpack[StrategyOptions],
     ) -> None:
+        self._options = cast(StrategyOptions, dict(options))
         transformation = options.pop("server_optimizer", None)
         self.fallback: Aggregator | None = options.pop("fallback", None)
         self.aggregator = aggregator
@@ -149,9 +150,7 @@ class FederatedStrategy(Strategy):
         cohort.require_quorum(self.tally, self.settings.quorum)
         role, rule = self._rule_for(cohort, len(accepted))
         aggregate = self._aggregate(cohort, accepted, role, rule, fold)
-        parameters = step(cohort.layout, cohort.base, aggregate, optimizer=self.server_optimizer)
-        for key in cohort.layout.other_keys:
-            parameters[key] = combine_integers([reply.arrays[key] for reply in accepted])
+        parameters = self._step(cohort, aggregate, accepted)
         self._rule_state.keep(role, aggregate.state)
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
         self._session.emit(
@@ -162,8 +161,7 @@ class FederatedStrategy(Strategy):
             rule=rule.name,
             fallback=role == "fallback",
         )
-        ordered = {key: parameters[key] for key in cohort.base}
-        return from_named(ordered), to_metric_record(self._combine_metrics(accepted))
+        return parameters, to_metric_record(self._combine_metrics(accepted))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -209,14 +207,16 @@ class FederatedStrategy(Strategy):
         """Run as ``options`` say; see :func:`strategies.rounds.run_rounds`."""
         return run_rounds(self, grid, initial_arrays, options)
 
-    def begin(
-        self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit, virtual_clients: int = 0
-    ) -> None:
+    def begin(self, options: RunOptions, *, seed: int) -> None:
         """Start a run: fix the seed, forget the nodes and the optimizer state of any earlier run."""
-        roster = Roster(roll_call=roll_call, virtual_clients=virtual_clients)
-        self._session = Session(seed=seed, timeout_s=timeout_s, roster=roster, emit=emit)
+        roster = Roster(roll_call=options.roll_call, virtual_clients=options.virtual_clients)
+        self._session = Session(seed=seed, timeout_s=options.timeout_s, roster=roster, emit=options.emit)
         self._cohort = None
         self.restore({}, {})
+
+    def stop_before(self, number: int) -> str | None:  # noqa: ARG002  for strategies that have a budget
+        """Return why round ``number`` may not be run, which ends the run in good order, or ``None``."""
+        return None
 
     def state(self) -> NamedArrays:
         """Return what must survive a restart, beside the parameters: the optimizer's and the rule's state."""
@@ -263,6 +263,22 @@ class FederatedStrategy(Strategy):
         """Combine the accepted updates; ``base`` are the parameters that the clients started from."""
         return call_rule(rule, rows, weights, state=state)
 
+    # -- What a layer around a strategy changes --------------------------------------------------------
+
+    def options(self) -> StrategyOptions:
+        """Return the options that this strategy was made with; a layer around it takes them over."""
+        return cast(StrategyOptions, dict(self._options))
+
+    def announce(self, phase: Phase, number: int) -> dict[str, list[str]]:  # noqa: ARG002  for layers
+        """Return the stack that messages announce: lists of specs under ``wire.LAYERS`` and ``PROMISES``."""
+        return {}
+
+    def draw(self, grid: Grid, phase: Phase, number: int, attempt: int) -> tuple[dict[str, int], int]:
+        """Return the cohort of one exchange (client → its node), and how many clients were connected."""
+        connected, size = self._session.gather(grid, self.settings, phase)
+        cohort = self._session.sample(connected, size, phase=phase, number=number, attempt=attempt)
+        return cohort, len(connected)
+
     # -- Inside ----------------------------------------------------------------------------------------
 
     def _configure(
@@ -274,11 +290,10 @@ class FederatedStrategy(Strategy):
         attempt = self._cohort.attempt + 1 if again and self._cohort else 1
         base = to_named(arrays)
         rule = self.aggregator
-        connected, size = session.gather(grid, settings, phase)
-        if phase == "train" and size:
-            rule = for_cohort(self.aggregator, size)
-            rule.check(size)
-        clients = session.sample(connected, size, phase=phase, number=number, attempt=attempt)
+        clients, available = self.draw(grid, phase, number, attempt)
+        if phase == "train" and clients:
+            rule = for_cohort(self.aggregator, len(clients))
+            rule.check(len(clients))
         layout = Layout.of(base)
         form = self._form(rule, layout) if phase == "train" else None
         hosts = frozenset(filter(session.roster.is_host, clients.values()))
@@ -290,6 +305,7 @@ class FederatedStrategy(Strategy):
             clients=clients,
             hosts=hosts,
             extra={} if form is None else {wire.FORM: form, wire.WEIGHTING: self.weighting.value},
+            stack=self.announce(phase, number),
             settings=settings,
         )
         self._cohort = Cohort(
@@ -310,7 +326,7 @@ class FederatedStrategy(Strategy):
             round=number,
             attempt=attempt,
             sampled=list(clients),
-            available=len(connected),
+            available=available,
         )
         return messages
 
@@ -377,6 +393,13 @@ class FederatedStrategy(Strategy):
         rows = UpdateRows(cohort.layout, cohort.base, [reply.arrays for reply in accepted])
         state = self._rule_state.of(role)
         return self.aggregate_rows(rule, rows, weights, base=cohort.base, state=state)
+
+    def _step(self, cohort: Cohort, aggregate: Aggregate, accepted: Sequence[ClientReply]) -> ArrayRecord:
+        """Return the new parameters: the optimizer's step, and the integers of the accepted replies."""
+        parameters = step(cohort.layout, cohort.base, aggregate, optimizer=self.server_optimizer)
+        for key in cohort.layout.other_keys:
+            parameters[key] = combine_integers([reply.arrays[key] for reply in accepted])
+        return from_named({key: parameters[key] for key in cohort.base})
 
     def _folds(self, rule: Aggregator, layout: Layout) -> bool:
         """Whether replies are summed as they come: the rule, and what may stand in, need no more."""

@@ -221,10 +221,15 @@ def make_messages(
     clients: dict[str, int],
     hosts: frozenset[int],
     extra: Mapping[str, str],
+    stack: Mapping[str, Sequence[str]],
     settings: Settings,
 ) -> list[Message]:
-    """Return one message per node; a host's names its clients and says with ``extra`` how to answer."""
-    common = {**config, wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION}
+    """Return one message per node; a host's names its clients and says with ``extra`` how to answer.
+
+    ``stack`` is what :data:`fl_plugins.wire.LAYERS` and ``PROMISES`` announce.
+    """
+    facts = {wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION, wire.COHORT_SIZE: len(clients)}
+    common = {**config, **facts, **{key: list(specs) for key, specs in stack.items() if specs}}
     kind = MessageType.TRAIN if phase == "train" else MessageType.EVALUATE
     messages = []
     for node, names in group_by_node(clients).items():

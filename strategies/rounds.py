@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Result
 from fl_plugins.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from fl_plugins.errors import CheckpointError, ConfigError, PreconditionError, QuorumError
 from fl_plugins.records import Layout, from_named, to_named
-from fl_plugins.run_options import Emit, RunOptions
+from fl_plugins.run_options import RunOptions
 from fl_plugins.training import NamedArrays
 
 from .cohort import Tally
@@ -39,9 +39,8 @@ class Runnable(Protocol):
     settings: Settings
     tally: Tally
 
-    def begin(  # noqa: D102
-        self, *, seed: int, timeout_s: float, roll_call: bool, emit: Emit, virtual_clients: int = 0
-    ) -> None: ...
+    def begin(self, options: RunOptions, *, seed: int) -> None: ...  # noqa: D102
+    def stop_before(self, number: int) -> str | None: ...  # noqa: D102
     def summary(self) -> None: ...  # noqa: D102
     def describe(self) -> str: ...  # noqa: D102
     def state(self) -> NamedArrays: ...  # noqa: D102
@@ -139,13 +138,7 @@ class _Run:
     def _begin(self) -> None:
         """Announce the run; take up the checkpoint, or evaluate and save the initial parameters."""
         options = self.options
-        self.strategy.begin(
-            seed=self.seed,
-            timeout_s=options.timeout_s,
-            roll_call=options.roll_call,
-            emit=self.emit,
-            virtual_clients=options.virtual_clients,
-        )
+        self.strategy.begin(options, seed=self.seed)
         self.strategy.summary()
         resumed_from = None
         if self.saved is not None:
@@ -250,9 +243,12 @@ class _Run:
         self.emit("evaluated", round=number, where=where, metrics=metrics)
 
     def _stop_reason(self) -> str | None:
-        """Ask the stopping rule."""
-        stopper = self.options.stopper
-        return None if stopper is None else stopper.should_stop(self.state.history.evaluated())
+        """Ask the stopping rule, and the strategy whether it may go on if there is another round to run."""
+        stopper, following = self.options.stopper, self.state.round + 1
+        reason = None if stopper is None else stopper.should_stop(self.state.history.evaluated())
+        if reason is None and following <= self.options.num_rounds:
+            reason = self.strategy.stop_before(following)
+        return reason
 
     def _save_if_due(self, *, last: bool) -> None:
         """Write a checkpoint of the current state, if this round is to be kept."""

@@ -20,6 +20,7 @@ class Kind(StrEnum):
     TASK = "task"
     ATTACK = "attack"
     OPTIMIZER = "optimizer"
+    MOD = "mod"
     STOPPER = "stopper"
     CODEC = "codec"
     REPORTER = "reporter"
