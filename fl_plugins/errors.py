@@ -12,6 +12,7 @@ Each one is also a built-in exception, so that callers need not know this module
     ├── ConfigError                      ValueError: a parameter breaks its rule
     │   └── ConfigTypeError              TypeError: a parameter has the wrong type
     ├── ContractError                    ValueError: layers that may not be stacked
+    ├── PolicyError                      ValueError: a node's operator does not allow what a message asks for
     ├── PreconditionError                ValueError: too few updates for the guarantee asked for
     ├── StructureError                   ValueError: arrays with other keys, shapes or dtypes
     ├── ReplyError                       ValueError: one client's reply is unusable
@@ -70,6 +71,10 @@ class ConfigTypeError(ConfigError, TypeError):
 
 class ContractError(FLPluginsError, ValueError):
     """Layers whose needs and promises do not fit together."""
+
+
+class PolicyError(FLPluginsError, ValueError):
+    """A message asks for less protection than the node's operator demands, or more than he allows."""
 
 
 class PreconditionError(FLPluginsError, ValueError):

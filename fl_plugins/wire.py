@@ -71,6 +71,9 @@ PROMISES = "fl-plugins.promises"
 """Config key: what the server says that it does on its own (noise on the sum), a list of specs. A node may
 demand a promise; it cannot see whether it is kept."""
 
+STAGE = "fl-plugins.stage"
+"""Config key of the train messages that a layer sends after a round's first one: its stage, from 1."""
+
 COHORT_SIZE = "fl-plugins.cohort-size"
 """Config key in train and evaluate messages: how many clients the server says it asked in this exchange."""
 

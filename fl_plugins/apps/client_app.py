@@ -6,16 +6,16 @@ with an error reply that says what is wrong in one line; the server goes on with
 
 from collections.abc import Callable
 
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import wire
-from .._flower import CLIENT_APP_ERROR
 from ..errors import ConfigError, FLPluginsError, ReplyError
 from ..records import from_named, to_named
 from ..training import NamedArrays, SeesParameters
 from .cohort_node import clients_in, evaluate_cohort, hosted, train_cohort
 from .config import RunConfig
+from .layers import layers_mod, refuse
 from .one_client import train_one
 from .stack import client_stack, partition
 
@@ -27,7 +27,7 @@ def _answer(handler: Handler, message: Message, context: Context) -> Message:
     try:
         return Message(handler(message, context), reply_to=message)
     except FLPluginsError as error:
-        return Message(Error(CLIENT_APP_ERROR, f"{type(error).__name__}: {error}"), reply_to=message)
+        return refuse(message, error)
 
 
 def _who_am_i(_: Message, context: Context) -> RecordDict:
@@ -103,7 +103,7 @@ def _partition_of(context: Context) -> tuple[int, int]:
     return int(partition_id), int(num_partitions)
 
 
-app = ClientApp()
+app = ClientApp(mods=[layers_mod])
 
 
 @app.query("roll_call")
