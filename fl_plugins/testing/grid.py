@@ -38,6 +38,8 @@ class InProcessGrid(Grid):
         Node id → the app that this node runs instead (a hostile or broken client).
     silent : Iterable[int]
         Nodes that never answer.
+    node_configs : Mapping[int, Mapping], optional
+        Node id → what this node's operator has put into its own config, beside the partition.
     """
 
     def __init__(
@@ -48,11 +50,16 @@ class InProcessGrid(Grid):
         run_config: Mapping[str, Any] | None = None,
         overrides: Mapping[int, ClientFn] | None = None,
         silent: Iterable[int] = (),
+        node_configs: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         self._apps: dict[int, ClientFn] = dict.fromkeys(range(1, num_nodes + 1), client_app)
         self._apps.update(overrides or {})
         self._silent = frozenset(silent)
-        self._contexts = {node: self._context(node, num_nodes, dict(run_config or {})) for node in self._apps}
+        own = node_configs or {}
+        self._contexts = {
+            node: self._context(node, num_nodes, dict(run_config or {}), own.get(node, {}))
+            for node in self._apps
+        }
         self._waiting: dict[str, Message] = {}
         self._identity = server_identity()
         self.sent: list[Message] = []
@@ -132,9 +139,9 @@ class InProcessGrid(Grid):
             return Message(Error(CLIENT_APP_ERROR, reason), reply_to=message)
 
     @staticmethod
-    def _context(node: int, num_nodes: int, run_config: UserConfig) -> Context:
+    def _context(node: int, num_nodes: int, run_config: UserConfig, own: Mapping[str, Any]) -> Context:
         """Return a fresh context of one node."""
-        node_config: UserConfig = {PARTITION_ID: node - 1, NUM_PARTITIONS: num_nodes}
+        node_config: UserConfig = {PARTITION_ID: node - 1, NUM_PARTITIONS: num_nodes, **own}
         return Context(
             run_id=1, node_id=node, node_config=node_config, state=RecordDict(), run_config=run_config
         )
