@@ -40,7 +40,7 @@ ZERO_IS_MISSING = (3, 4)
 """Nobody has a blood pressure or a cholesterol of 0: some hospitals wrote 0 for a value not measured."""
 
 CATEGORIES = {1: (0, 1), 2: (1, 2, 3, 4), 5: (0, 1), 6: (0, 1, 2), 8: (0, 1), 10: (1, 2, 3), 12: (3, 6, 7)}
-"""Column to its values: sex, chest pain, blood sugar, resting ECG, exercise angina, ST slope, thallium scan."""
+"""Column to values: sex, chest pain, blood sugar, resting ECG, exercise angina, ST slope, thallium scan."""
 
 NUM_FEATURES = 2 * len(NUMERIC) + sum(map(len, CATEGORIES.values()))
 NUM_CLASSES = 2
@@ -175,8 +175,8 @@ def encode(patients: NDArray[np.float64]) -> Dataset:
         strange = cells[np.isfinite(cells) & ~np.isin(cells, values)]
         if len(strange):
             raise DataError(
-                f"heart_disease: column {column + 1} has the value {strange[0]:g}, but it is one of {values}; "
-                "give UCI's processed files."
+                f"heart_disease: column {column + 1} has the value {strange[0]:g}, but it is one of "
+                f"{values}; give UCI's processed files."
             )
         features += [cells == value for value in values]
     return Dataset(np.stack(features, axis=1).astype(np.float32), (patients[:, -1] > 0).astype(np.int32))
@@ -197,7 +197,7 @@ def _file(path: str | None, hospital: str) -> Path:
     file = folder / f"processed.{hospital}.data"
     if not file.exists():
         raise DataError(
-            f"heart_disease: there is no {file}, the data of {hospital}; give path= or set $FL_PLUGINS_DATA, or "
-            "use the task breast_cancer, which needs no files."
+            f"heart_disease: there is no {file}, the data of {hospital}; give path= or set "
+            "$FL_PLUGINS_DATA, or use the task breast_cancer, which needs no files."
         )
     return file

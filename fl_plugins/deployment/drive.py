@@ -13,6 +13,7 @@ from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail
 from . import processes
 from .layout import Layout, Role
 from .node_keys import public_key_for_flower
+from .pids import read_pid
 
 _POLL_S = 0.2
 
@@ -205,7 +206,7 @@ def _nodes_by_key(layout: Layout) -> dict[bytes, NodeStatus]:
 
 def _role_status(role: Role, flower: str) -> RoleStatus:
     """Return one line."""
-    started = processes.read_pid(role.pid_file)
+    started = read_pid(role.pid_file)
     running_now = started is not None and started.is_running()
     pid = started.pid if started is not None and running_now else None
     return RoleStatus(role=role, running=running_now, pid=pid, flower=flower)

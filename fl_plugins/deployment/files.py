@@ -1,4 +1,4 @@
-"""Writes files that hold secrets: with their permissions from the first byte on, and never over another file."""
+"""Files that hold secrets: with their permissions from the first byte on, and never over another file."""
 
 import os
 import shutil

@@ -22,8 +22,8 @@ def deal_hospitals(layout: Layout, source: Path) -> None:
     """
     if layout.settings.num_nodes > len(HOSPITALS):
         raise DataError(
-            f"deploy: {layout.settings.num_nodes} nodes, but there are {len(HOSPITALS)} hospitals; make so many "
-            "nodes, or use the task breast_cancer."
+            f"deploy: {layout.settings.num_nodes} nodes, but there are {len(HOSPITALS)} hospitals; make so "
+            "many nodes, or use the task breast_cancer."
         )
     for node, hospital in zip(layout.nodes, HOSPITALS, strict=False):
         file = source / f"processed.{hospital}.data"

@@ -116,7 +116,8 @@ def kill(role: Role) -> None:
             _send(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
             raise RunFailedError(
-                f"{role.name}: processes {sorted(left)} do not end within {_KILL_TIMEOUT_S:g} s; end them by hand."
+                f"{role.name}: processes {sorted(left)} do not end within {_KILL_TIMEOUT_S:g} s; end them "
+                "by hand."
             )
         time.sleep(_POLL_S)
         reap(role)

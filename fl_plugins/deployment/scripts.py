@@ -78,7 +78,8 @@ ReadWritePaths={folder}/state
 WantedBy=multi-user.target
 """
 
-_COMPOSE = """# Put fl-plugins' wheel into wheels/ first; nothing else is sent to the image's build (.dockerignore).
+_COMPOSE = """\
+# Put fl-plugins' wheel into wheels/ first; nothing else goes into the image (.dockerignore).
 services:
   {service}:
     build:
@@ -91,7 +92,7 @@ services:
     user: "${{DEPLOY_UID:-1000}}:${{DEPLOY_GID:-1000}}"
     environment:
       HOME: /deployment/state
-{environment}    volumes:
+    volumes:
       - ./:/deployment:ro
       - ./state:/deployment/state
 {ports}    read_only: true
@@ -114,7 +115,6 @@ def server_files(settings: Settings) -> dict[str, str]:
         "docker-compose.yml": _COMPOSE.format(
             service="superlink",
             version=__version__,
-            environment="",
             ports=f'    ports: ["{settings.port}:{settings.port}"]\n',
         ),
         ".dockerignore": DOCKER_IGNORE,
@@ -141,9 +141,7 @@ def node_files(settings: Settings, number: int) -> dict[str, str]:
         "settings.env": env + hints,
         "policy.toml": _POLICY,
         "fl-plugins-supernode.service": _unit("Flower SuperNode", "node"),
-        "docker-compose.yml": _COMPOSE.format(
-            service="supernode", version=__version__, environment="", ports=""
-        ),
+        "docker-compose.yml": _COMPOSE.format(service="supernode", version=__version__, ports=""),
         ".dockerignore": DOCKER_IGNORE,
     }
 

@@ -206,7 +206,7 @@ def _wait_until_healthy(superlink: SuperLink, timeout_s: float) -> None:
 
 
 def answers(address: str, *, root_certificates: Path | None = None) -> bool:
-    """Return whether the health endpoint answers, over TLS if a certificate is given; never through a proxy."""
+    """Return whether the health endpoint answers, over TLS given a certificate; never through a proxy."""
     connection = http.client.HTTPConnection(address, timeout=5)
     if root_certificates is not None:
         context = ssl.create_default_context(cafile=str(root_certificates))
