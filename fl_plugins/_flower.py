@@ -4,6 +4,7 @@ Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what e
 """
 
 import hashlib
+import ssl
 import sys
 import threading
 import warnings
@@ -66,6 +67,15 @@ def deliver_now(nodes: Iterable[int]) -> None:
 
 
 @dataclass(frozen=True)
+class NodeStatus:
+    """What a SuperLink says of a SuperNode: its id, its public key (PEM), and whether it is ``online``."""
+
+    node_id: int
+    public_key: bytes
+    status: str
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """What a SuperLink says of a run: ``finished`` with ``completed`` is the one good end."""
 
@@ -94,17 +104,21 @@ class Control:
     Parameters
     ----------
     address : str
-        ``host:port`` of a SuperLink without TLS on this machine; proxies are not used.
+        ``host:port`` of a SuperLink; proxies are not used.
+    root_certificates : Path, optional
+        The certificate to verify it by; ``None`` for a SuperLink without TLS on this machine.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, root_certificates: Path | None = None) -> None:
         from flwr.supercore.control import ControlHttpClient
 
+        insecure = root_certificates is None
         self._client = ControlHttpClient.from_server_address(
-            server_address=address, insecure=True, root_certificates=None, interceptors=[]
+            server_address=address, insecure=insecure, root_certificates=None, interceptors=[]
         )
         self._client._client.close()
-        self._client._client = httpx.Client(timeout=60.0, trust_env=False)
+        verify = False if insecure else ssl.create_default_context(cafile=str(root_certificates))
+        self._client._client = httpx.Client(timeout=60.0, trust_env=False, verify=verify)
 
     def __enter__(self) -> Self:
         return self
@@ -114,15 +128,17 @@ class Control:
     ) -> None:
         self._client.close()
 
-    def start_run(self, bundle: bytes, run_config: Mapping[str, Any], simulation: Mapping[str, Any]) -> int:
+    def start_run(
+        self, bundle: bytes, run_config: Mapping[str, Any], simulation: Mapping[str, Any] | None
+    ) -> int:
         """Start a run of the app in ``bundle`` and return its id.
 
         Parameters
         ----------
         run_config : Mapping[str, bool | int | float | str]
             Overrides of what the app's ``[tool.flwr.app.config]`` declares; values are sent as they are.
-        simulation : Mapping[str, bool | int | float | str]
-            Keys of ``--federation-config``, with underscores.
+        simulation : Mapping[str, bool | int | float | str], optional
+            Keys of ``--federation-config``, with underscores; ``None`` for a federation of real SuperNodes.
         """
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
@@ -132,7 +148,7 @@ class Control:
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})),
             override_config=user_config_to_proto(dict(run_config)),
-            override_federation_config=SimulationConfig(**simulation),
+            override_federation_config=None if simulation is None else SimulationConfig(**simulation),
         )
         with _control_errors():
             response = self._client.StartRun(request)
@@ -148,6 +164,29 @@ class Control:
             runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, status.details)
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        with _control_errors():
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def register_node(self, public_key: bytes, *, name: str) -> int:
+        """Let the SuperNode with that public key (PEM) in, and return its node id."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        with _control_errors():
+            response = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+        return int(response.node_id)
+
+    def nodes(self) -> list[NodeStatus]:
+        """Return all SuperNodes that the SuperLink knows or knew."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        with _control_errors():
+            nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
+        return [NodeStatus(node.node_id, bytes(node.public_key), node.status) for node in nodes]
 
     def logs(self, run_id: int) -> Iterator[str]:
         """Give a run's log in pieces as they come, until the run has ended."""

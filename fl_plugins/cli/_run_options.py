@@ -25,6 +25,13 @@ _PAIR = re.compile(r"""\s*([A-Za-z0-9_.-]+)=("(?:[^"\\]|\\.)*"|'[^']*'|[^\s"']+)
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what to run, on how many nodes, and where it is kept."""
+    what = add_app_options(parser)
+    what.add_argument("--app", type=Path, metavar="PATH", help="run this Flower App, not the ready-made one")
+    add_place_options(parser)
+
+
+def add_app_options(parser: argparse.ArgumentParser) -> Any:
+    """Add the options that say what to run; return their group."""
     what = parser.add_argument_group("what to run (each one is the run-config key of the same name)")
     what.add_argument("--client", metavar="SPEC", help='trainer, e.g. "supervised(local_epochs=2)"')
     what.add_argument("--task", metavar="SPEC", help="model and data, e.g. \"digits(partition='dirichlet')\"")
@@ -44,7 +51,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="'KEY=VALUE …'",
         help="further run-config keys, values as in TOML; or the path of a .toml file; may be repeated",
     )
-    what.add_argument("--app", type=Path, metavar="PATH", help="run this Flower App, not the ready-made one")
+    return what
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say on how many simulated nodes, and where a run is kept."""
     where = parser.add_argument_group("where")
     where.add_argument(
         "--num-supernodes",

@@ -37,13 +37,14 @@ class RunPlan:
     resume: bool
     run_config: Mapping[str, Value]
     request: RunRequest
+    num_supernodes: int
     app: str
 
     def describe(self) -> dict[str, Value]:
         """Return what the run's ``config.toml`` says beside the run config."""
         return {
             "app": self.app,
-            "num-supernodes": self.request.num_supernodes,
+            "num-supernodes": self.num_supernodes,
             "client-cpus": self.request.client_cpus,
             "client-gpus": float(self.request.client_gpus),
         }
@@ -86,6 +87,7 @@ def plan_run(
         resume=resume,
         run_config={key: value for key, value in run_config.items() if key not in ours},
         request=request,
+        num_supernodes=num_supernodes,
         app=READY_MADE if app is None else str(app),
     )
 
@@ -146,7 +148,7 @@ def _start(console: Console, stack: ExitStack, log_folder: Path) -> SuperLink:
 def _run(console: Console, superlink: SuperLink, plan: RunPlan) -> bool:
     """Run one plan; return whether it succeeded."""
     with ProgressDisplay(console) as display:
-        display.note(f"starting Flower's simulation engine with {plan.request.num_supernodes} nodes")
+        display.note(f"starting Flower's simulation engine with {plan.num_supernodes} nodes")
         try:
             run_app(superlink, plan.request, display.show)
         except FLPluginsError as error:

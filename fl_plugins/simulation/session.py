@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fl_plugins import errors
 from fl_plugins._flower import Control, ControlError, RunStatus, build_bundle
 from fl_plugins.errors import ConfigError, RunFailedError
 from fl_plugins.runlog.events import Event, EventLog, EventReader
 
-from .superlink import SuperLink, strip_colours
+from .superlink import strip_colours
 
 EVENTS_FILE = "events.jsonl"
 SERVER_LOG = "server.log"
@@ -29,6 +30,18 @@ LOG_LINES_IN_ERROR = 15
 _LOG_END_TIMEOUT_S = 5.0
 
 Value = bool | int | float | str
+
+
+class RunsApps(Protocol):
+    """A SuperLink, in simulation mode or with SuperNodes of its own."""
+
+    def control(self) -> Control:
+        """Return a new connection to it."""
+        ...
+
+    def check_alive(self) -> None:
+        """Raise ``RunFailedError`` if it has ended."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +56,8 @@ class RunRequest:
         Overrides of the run config that the app declares; strings of any content.
     run_dir : Path
         Where the app writes its events (``events.jsonl``) and this session the server's log.
-    num_supernodes : int
-        Simulated nodes.
+    num_supernodes : int, optional
+        Simulated nodes; ``None`` if the SuperLink has real ones.
     client_cpus, client_gpus : int, float
         What one client needs; as many run at once as fit on the machine.
     """
@@ -52,25 +65,27 @@ class RunRequest:
     bundle: bytes
     run_config: Mapping[str, Value]
     run_dir: Path
-    num_supernodes: int
+    num_supernodes: int | None
     client_cpus: int = 1
     client_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1
-        if self.num_supernodes < 1:
+        if self.num_supernodes is not None and self.num_supernodes < 1:
             raise ConfigError(f"simulate: num_supernodes={self.num_supernodes}, but a federation has >= 1.")
         if not 1 <= self.client_cpus <= cores:
             raise ConfigError(f"simulate: client_cpus={self.client_cpus}, but this machine has 1 to {cores}.")
         if not self.client_gpus >= 0:
             raise ConfigError(f"simulate: client_gpus={self.client_gpus}, but it must be >= 0.")
 
-    def simulation_config(self) -> dict[str, int | float]:
-        """Return Flower's simulation settings.
+    def simulation_config(self) -> dict[str, int | float] | None:
+        """Return Flower's simulation settings, if anything is simulated.
 
         Flower starts one Ray actor for every ``client_cpus`` cores, each with its own interpreter and JAX, so
         a machine with more cores than the clients can use is told to use fewer.
         """
+        if self.num_supernodes is None:
+            return None
         settings: dict[str, int | float] = {
             "num_supernodes": self.num_supernodes,
             "client_resources_num_cpus": self.client_cpus,
@@ -96,12 +111,12 @@ def load_bundle(app_dir: Path) -> bytes:
         raise ConfigError(f"simulate: {app_dir} is no Flower App that can be run: {error}") from error
 
 
-def run_app(superlink: SuperLink, request: RunRequest, show: Callable[[Event], None]) -> list[Event]:
+def run_app(superlink: RunsApps, request: RunRequest, show: Callable[[Event], None]) -> list[Event]:
     """Run an app to its end and return the events that it wrote.
 
     Parameters
     ----------
-    superlink : SuperLink
+    superlink : RunsApps
         Where to run it.
     request : RunRequest
         What to run.
@@ -124,9 +139,9 @@ def run_app(superlink: SuperLink, request: RunRequest, show: Callable[[Event], N
             events.append(event)
             show(event)
 
-    with Control(superlink.address) as control:
+    with superlink.control() as control:
         run_id = _start(superlink, control, request)
-        log = _LogFollower(superlink.address, run_id, request.run_dir / SERVER_LOG)
+        log = _LogFollower(superlink, run_id, request.run_dir / SERVER_LOG)
         status = _follow(superlink, control, run_id, drain)
         log.wait()
     drain()
@@ -159,7 +174,7 @@ def error_lines(log: str, *, lines: int = LOG_LINES_IN_ERROR) -> str:
     return "\n".join(tail if len(tail) <= lines else [tail[0], "  ...", *tail[-lines:]])
 
 
-def _start(superlink: SuperLink, control: Control, request: RunRequest) -> int:
+def _start(superlink: RunsApps, control: Control, request: RunRequest) -> int:
     """Start the run."""
     try:
         return control.start_run(request.bundle, request.run_config, request.simulation_config())
@@ -171,7 +186,7 @@ def _start(superlink: SuperLink, control: Control, request: RunRequest) -> int:
         ) from None
 
 
-def _follow(superlink: SuperLink, control: Control, run_id: int, drain: Callable[[], None]) -> RunStatus:
+def _follow(superlink: RunsApps, control: Control, run_id: int, drain: Callable[[], None]) -> RunStatus:
     """Wait until the run has ended, however long it takes, while events are shown."""
     asked = 0.0
     while True:
@@ -192,17 +207,17 @@ def _follow(superlink: SuperLink, control: Control, run_id: int, drain: Callable
 class _LogFollower:
     """Writes a run's log to a file as it comes, from a thread of its own."""
 
-    def __init__(self, address: str, run_id: int, path: Path) -> None:
+    def __init__(self, superlink: RunsApps, run_id: int, path: Path) -> None:
         self.path = path
         self._offset = path.stat().st_size if path.exists() else 0
-        self._thread = threading.Thread(target=self._follow, args=(address, run_id), daemon=True)
+        self._thread = threading.Thread(target=self._follow, args=(superlink, run_id), daemon=True)
         self._thread.start()
 
-    def _follow(self, address: str, run_id: int) -> None:
+    def _follow(self, superlink: RunsApps, run_id: int) -> None:
         """Copy the log until the run has ended, or the SuperLink has."""
         with (
             suppress(ControlError),
-            Control(address) as control,
+            superlink.control() as control,
             self.path.open("a", encoding="utf-8") as file,
         ):
             for piece in control.logs(run_id):

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from fl_plugins._flower import Control
 from fl_plugins.errors import RunFailedError
 
 from . import keeper
@@ -44,6 +46,10 @@ class SuperLink:
     address: str
     log_path: Path
     process: subprocess.Popen[bytes]
+
+    def control(self) -> Control:
+        """Return a connection; nothing but this machine can reach it, so there is no TLS."""
+        return Control(self.address)
 
     def check_alive(self) -> None:
         """Raise ``RunFailedError`` if it has ended, with the end of its log."""
@@ -189,7 +195,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _wait_until_healthy(superlink: SuperLink, timeout_s: float) -> None:
     """Return once the SuperLink answers."""
     deadline = time.monotonic() + timeout_s
-    while not _answers(superlink.address):
+    while not answers(superlink.address):
         superlink.check_alive()
         if time.monotonic() > deadline:
             raise RunFailedError(
@@ -199,9 +205,12 @@ def _wait_until_healthy(superlink: SuperLink, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _answers(address: str) -> bool:
-    """Return whether the health endpoint answers; never through a proxy."""
+def answers(address: str, *, root_certificates: Path | None = None) -> bool:
+    """Return whether the health endpoint answers, over TLS given a certificate; never through a proxy."""
     connection = http.client.HTTPConnection(address, timeout=5)
+    if root_certificates is not None:
+        context = ssl.create_default_context(cafile=str(root_certificates))
+        connection = http.client.HTTPSConnection(address, timeout=5, context=context)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200

@@ -17,8 +17,8 @@ TRACEBACK = "INFO: fine\nTraceback (most recent call last):\n  File x\nValueErro
 
 
 class FakeSuperLink:
-    address = "127.0.0.1:1"
     dead = False
+    control = None  # the test's fake_control
 
     def check_alive(self):
         if self.dead:
@@ -31,9 +31,6 @@ def fake_control(steps, *, log="", refuse=None):
 
     class Control:
         sent = None
-
-        def __init__(self, address):
-            pass
 
         def __enter__(self):
             return self
@@ -64,13 +61,14 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "POLL_S", 0.001)
 
     def start(steps, *, superlink=None, **options):
-        monkeypatch.setattr(session, "Control", fake_control(steps, **options))
+        superlink = superlink or FakeSuperLink()
+        start.control = superlink.control = fake_control(steps, **options)
         shown = []
         request = RunRequest(
             bundle=b"app", run_config={"text": "a\"b'\n"}, run_dir=tmp_path, num_supernodes=3
         )
         try:
-            return run_app(superlink or FakeSuperLink(), request, shown.append), shown
+            return run_app(superlink, request, shown.append), shown
         finally:
             start.shown = shown
 
@@ -101,7 +99,7 @@ def test_a_run_is_followed_to_its_end_and_its_events_are_shown_once_in_order(run
     assert events[0]["num_rounds"] == 1
     assert shown == events
     assert (run.folder / "server.log").read_text() == "INFO : hello\n"
-    assert session.Control.sent[:2] == (b"app", {"text": "a\"b'\n"})
+    assert run.control.sent[:2] == (b"app", {"text": "a\"b'\n"})
 
 
 def test_a_failed_run_is_an_error_with_the_end_of_the_log_although_flwr_run_returns_0(run):
@@ -196,6 +194,11 @@ def test_resources_that_no_machine_has_are_refused_before_anything_starts(name, 
     settings = {"num_supernodes": 2, name: value}
     with pytest.raises(ConfigError, match=name):
         RunRequest(bundle=b"", run_config={}, run_dir=Path(), **settings)
+
+
+def test_a_deployed_federation_is_sent_no_settings_of_a_simulation():
+    request = RunRequest(bundle=b"", run_config={}, run_dir=Path(), num_supernodes=None)
+    assert request.simulation_config() is None
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(64, 10), (10, None), (2, None)])

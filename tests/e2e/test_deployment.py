@@ -1,0 +1,146 @@
+"""A SuperLink with TLS and node authentication and four SuperNodes, all real processes, from nothing.
+
+Everything is in one test per deployment, for bringing one up is what takes the time.
+"""
+
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fl_plugins.checkpoints import load_checkpoint
+from fl_plugins.deployment import drive, processes
+from fl_plugins.deployment.certificates import issue_server, make_authority
+from fl_plugins.deployment.create import create
+from fl_plugins.deployment.hospitals import deal_hospitals
+from fl_plugins.deployment.layout import Layout, Role, Settings
+from fl_plugins.deployment.node_keys import make_node_key
+from fl_plugins.deployment.ports import free_ports
+from fl_plugins.deployment.run import run_in
+from fl_plugins.simulation.superlink import strip_colours
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+DATA = Path(os.environ.get("FL_PLUGINS_DATA", Path(__file__).parents[3] / "shared" / "data"))
+ROUNDS = 2
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Iterator[Layout]:
+    ports = free_ports(5)
+    made = create(
+        tmp_path / "d",
+        Settings(
+            host="127.0.0.1",
+            port=ports[0],
+            num_nodes=4,
+            runtime_port=ports[1],
+            task=deal_task(),
+        ),
+    )
+    if DATA.joinpath("heart_disease").is_dir():
+        deal_hospitals(made, DATA / "heart_disease")
+    yield made
+    drive.down(made)
+
+
+def deal_task() -> str:
+    """Return the task of four hospitals, or of one public data set where their data are not."""
+    return "heart_disease" if DATA.joinpath("heart_disease").is_dir() else "breast_cancer(model='logistic')"
+
+
+def refused(role: Role, *arguments: str) -> str:
+    """Start a SuperNode that has to give up by itself, and return its log."""
+    processes.start(role, "--max-retries", "0", *arguments)
+    deadline = time.monotonic() + 120
+    while processes.is_running(role):
+        assert time.monotonic() < deadline, role.log.read_text()
+        time.sleep(0.1)
+    assert processes.reap(role) != 0
+    processes.end(role)
+    return strip_colours(role.log.read_text())
+
+
+def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout) -> None:
+    drive.up(layout)
+    assert [line.flower for line in drive.status(layout)] == ["answers", *["online"] * 4]
+    events = run_in(
+        layout,
+        {
+            "strategy": "fedavg(quorum=1.0, min_available_nodes=4)",
+            "num-rounds": ROUNDS,
+            "evaluate-every": ROUNDS,
+            "round-timeout-s": 120.0,
+            "seed": 7,
+        },
+        name="first",
+    )
+    trained = [e for e in events if e["event"] == "reply" and e["phase"] == "train"]
+    assert sorted((e["round"], e["client"]) for e in trained if e["status"] == "accepted") == [
+        (number, str(client)) for number in (1, 2) for client in range(4)
+    ]
+    metrics = [e["metrics"] for e in events if e["event"] == "evaluated"][-1]
+    # Guessing the more frequent class of each data set gives at most 0.63.
+    assert metrics["accuracy"] > 0.7
+    assert load_checkpoint(layout.runs / "first" / "final_model.ckpt").round == ROUNDS
+
+    processes.end(layout.node(3))
+    key = layout.node(3).folder / "node.key"
+    key.write_bytes(make_node_key("stranger").private)  # its mode stays 0600
+    assert "Failed to initialize the connection" in refused(layout.node(3))
+
+    processes.end(layout.node(2))
+    certificate = layout.node(2).folder / "ca.crt"
+    certificate.write_bytes(make_authority().certificate_pem())
+    assert "CERTIFICATE_VERIFY_FAILED" in refused(layout.node(2))
+
+    everyone = set().union(*map(processes.members, (layout.server, *layout.nodes)))
+    assert everyone
+    drive.down(layout)
+    assert not any(processes.moment_of(pid) for pid in everyone)
+
+
+def test_an_expired_certificate_is_refused_by_the_node(layout: Layout) -> None:
+    authority = make_authority()
+    past = datetime.now(UTC) - timedelta(days=40)
+    expired = issue_server(authority, host="127.0.0.1", days=30, now=past)
+    node = layout.node(0)
+    (node.folder / "ca.crt").write_bytes(authority.certificate_pem())
+    with tls_server(layout.settings.port, expired.certificate_pem(), expired.key_pem(), node.state):
+        assert "certificate has expired" in refused(node)
+    assert processes.members(node) == set()
+
+
+@contextmanager
+def tls_server(port: int, certificate: bytes, key: bytes, folder: Path) -> Iterator[None]:
+    """Do TLS handshakes and nothing else."""
+    (folder / "both.pem").write_bytes(key + certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "both.pem")
+    with socket.create_server(("127.0.0.1", port)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                try:
+                    context.wrap_socket(connection, server_side=True).close()
+                except OSError:
+                    connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
