@@ -101,7 +101,7 @@ def check_private(folder: Path) -> None:
 
 
 def code_fingerprint(path: Sequence[str] = sys.path) -> str:
-    """Return a digest that changes when installed code does: ours file by file, other packages by their folder.
+    """Return a digest that changes when installed code does: ours by file, other packages by their folder.
 
     Installing or removing a distribution changes the time of ``site-packages``. 150 files take 1 ms.
     """

@@ -6,9 +6,10 @@ A frame is ``FLP1``, three lengths (unsigned 64 bit, big endian), then the JSON 
 frame          JSON                                    blobs
 =============  ======================================  =======================================
 request        ``kind``, ``path`` (``sys.path``)       Flower's message, Flower's context
-reply          ``status`` = ``ok``, ``seconds``        the reply's records, none
-reply          ``status`` = ``error`` and what
-               :mod:`.errors_wire` says                none, none
+reply          ``status`` = ``ok``, ``pid``,
+               ``seconds``                             the reply's records, none
+reply          ``status`` = ``error``, ``pid``, and
+               what :mod:`.errors_wire` says           none, none
 =============  ======================================  =======================================
 """
 

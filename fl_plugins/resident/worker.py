@@ -94,13 +94,16 @@ def answer(request: Frame, handlers: Handlers) -> Frame:
             from ..apps.serving import prepare
 
             prepare(context)
-            return Frame({"status": "ok", "seconds": time.perf_counter() - started})
+            return _ok(started)
         message = message_from_bytes(bytes(request.first))
         records = handlers[str(kind)](message, context)
-        body = records_to_bytes(records)
-        return Frame({"status": "ok", "seconds": time.perf_counter() - started}, body)
+        return _ok(started, records_to_bytes(records))
     except Exception as error:
-        return Frame({"status": "error", **describe(error)})
+        return Frame({"status": "error", "pid": os.getpid(), **describe(error)})
+
+
+def _ok(started: float, body: bytes = b"") -> Frame:
+    return Frame({"status": "ok", "pid": os.getpid(), "seconds": time.perf_counter() - started}, body)
 
 
 def resident_mb() -> float:
