@@ -10,15 +10,25 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.message_pb2 import Context as ContextProto
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -29,6 +39,36 @@ CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 def through_the_wire(message: Message) -> Message:
     """Return ``message`` serialised and read back, as a network would deliver it."""
     return message_from_proto(message_to_proto(message))
+
+
+def message_to_bytes(message: Message) -> bytes:
+    """Return a message as bytes, whole."""
+    return bytes(message_to_proto(message).SerializeToString())
+
+
+def message_from_bytes(data: bytes) -> Message:
+    """Return the message that :func:`message_to_bytes` was given."""
+    return message_from_proto(MessageProto.FromString(data))
+
+
+def records_to_bytes(records: RecordDict) -> bytes:
+    """Return records as bytes."""
+    return bytes(recorddict_to_proto(records).SerializeToString())
+
+
+def records_from_bytes(data: bytes) -> RecordDict:
+    """Return the records that :func:`records_to_bytes` was given."""
+    return recorddict_from_proto(RecordDictProto.FromString(data))
+
+
+def context_to_bytes(context: Context) -> bytes:
+    """Return a context as bytes, without its state."""
+    return bytes(context_to_proto(replace(context, state=RecordDict())).SerializeToString())
+
+
+def context_from_bytes(data: bytes) -> Context:
+    """Return the context that :func:`context_to_bytes` was given; its state is empty."""
+    return context_from_proto(ContextProto.FromString(data))
 
 
 @contextmanager

@@ -68,15 +68,6 @@ class Outcome:
         return {wire.METRICS: MetricRecord(metrics), wire.CONFIG: ConfigRecord(told)}
 
 
-def hosted(config: RunConfig, partition_id: int, num_partitions: int) -> list[int]:
-    """Return the virtual clients of the node with this partition: every ``num_partitions``-th.
-
-    >>> hosted(RunConfig(virtual_clients=7), 1, 3)
-    [1, 4]
-    """
-    return list(range(partition_id, config.virtual_clients, num_partitions))
-
-
 def clients_in(asked: Mapping[str, Any], ours: Sequence[int]) -> list[int]:
     """Return the virtual clients that a message names.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .. import wire
 from ..checks import check_int, check_number
 from ..errors import ConfigError, ConfigTypeError
 
@@ -120,3 +121,24 @@ class RunConfig:
 def _key(name: str) -> str:
     """Return the run-config key of a field."""
     return name.replace("_", "-")
+
+
+def partition_of(node_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return this node's partition id and the number of partitions, from the node's own config."""
+    try:
+        partition_id, num_partitions = node_config[wire.PARTITION_ID], node_config[wire.NUM_PARTITIONS]
+    except KeyError as error:
+        raise ConfigError(
+            f"node config: {error.args[0]!r} is missing, but the client must know its data; start the "
+            "SuperNode with --node-config 'partition-id=0 num-partitions=4'."
+        ) from None
+    return int(partition_id), int(num_partitions)
+
+
+def hosted(config: RunConfig, partition_id: int, num_partitions: int) -> list[int]:
+    """Return the virtual clients of the node with this partition: every ``num_partitions``-th.
+
+    >>> hosted(RunConfig(virtual_clients=7), 1, 3)
+    [1, 4]
+    """
+    return list(range(partition_id, config.virtual_clients, num_partitions))

@@ -80,6 +80,11 @@ def descendants(root: int) -> set[int]:
     return found
 
 
+def children(parent: int) -> set[int]:
+    """Return the processes that ``parent`` has started and not yet waited for."""
+    return {pid for pid, above in _parents().items() if above == parent}
+
+
 def _parents() -> dict[int, int]:
     """Return the parent of every process."""
     if os.path.isdir("/proc/self"):

@@ -149,12 +149,12 @@ def test_a_node_whose_policy_demands_a_layer_refuses_messages_without_it_before_
 ) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("[layers.secure_aggregation]")
-    from fl_plugins.apps import client_app
+    from fl_plugins.apps import serving
 
     def touched(*_: Any) -> None:
         raise AssertionError("the data were touched")
 
-    monkeypatch.setattr(client_app, "client_stack", touched)
+    monkeypatch.setattr(serving, "client_stack", touched)
     reply = serve({}, kind=kind, node_config={"policy": str(policy)}, plugins="")
     assert reply.error.reason.startswith("PolicyError: policy policy.toml: this node demands the layer")
 
