@@ -8,7 +8,7 @@ import ssl
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +83,24 @@ def server_identity(*, run_id: int = 1, task_id: int = 1, node_id: int = 1) -> I
     finally:
         for name, value in before.items():
             setattr(TaskIdentity, name, value)
+
+
+def run_client_app_process(check_bundle: Callable[[bytes], None]) -> None:
+    """Run ``flwr-clientapp`` in this process, with ``check_bundle`` before a bundle is unpacked.
+
+    What it raises becomes the error reply, and nothing of the bundle has been written or imported.
+    """
+    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    install = run_clientapp.install_from_fab
+
+    def checked(content: bytes, *args: Any, **kwargs: Any) -> Any:
+        check_bundle(content)
+        return install(content, *args, **kwargs)
+
+    run_clientapp.install_from_fab = checked
+    flwr_clientapp()
 
 
 def deliver_now(nodes: Iterable[int]) -> None:

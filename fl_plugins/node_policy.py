@@ -145,6 +145,25 @@ class NodePolicy:
             for wanted, demand in demands.items():
                 self._require(kind, wanted, demand, [spec for spec in announced if spec.name == wanted])
 
+    def own_task(self, task: str) -> str:
+        """Return the task's spec with this node's ``dataset`` as its ``path``.
+
+        Raises
+        ------
+        PolicyError
+            If the run says where the data are: that is for the node's operator to say.
+        """
+        if self.dataset is None:
+            return task
+        spec = parse(task)
+        if "path" in dict(spec.kwargs):
+            raise PolicyError(
+                f"{self._owner}: the run's task says path, but this node's operator says where its data are; "
+                "leave path out."
+            )
+        own = (*spec.kwargs, ("path", str(self.path.parent / self.dataset)))
+        return str(Spec(spec.name, spec.owner, spec.args, own))
+
     def _require(self, kind: str, name: str, demand: Demand, announced: Sequence[Spec]) -> None:
         """Refuse unless one of what is announced under that name meets the demand."""
         unmet = [_unmet(demand, dict(spec.kwargs)) for spec in announced]

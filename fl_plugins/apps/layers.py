@@ -6,6 +6,7 @@ and last on the way out. What it cannot or may not do is answered with an error:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -77,6 +78,13 @@ def message_config(message: Message) -> Mapping[str, Any]:
     """Return the message's config; a message without one announces nothing."""
     config: Mapping[str, Any] = message.content.config_records.get(wire.CONFIG, ConfigRecord())
     return config
+
+
+def config_here(context: Context) -> RunConfig:
+    """Return the run config as this node reads it: where the data are, its policy says if it says anything."""
+    config = RunConfig.from_run_config(context.run_config)
+    policy = node_policy(context.node_config)
+    return config if policy is None else replace(config, task=policy.own_task(config.task))
 
 
 def node_policy(node_config: Mapping[str, Any]) -> NodePolicy | None:

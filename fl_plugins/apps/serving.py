@@ -13,14 +13,15 @@ from ..errors import ReplyError
 from ..records import from_named, to_named
 from ..training import NamedArrays, SeesParameters
 from .cohort_node import clients_in, evaluate_cohort, train_cohort
-from .config import RunConfig, hosted, partition_of
+from .config import hosted, partition_of
+from .layers import config_here
 from .one_client import train_one
 from .stack import client_stack, partition
 
 
 def train(message: Message, context: Context) -> RecordDict:
     """Train from the received parameters and reply with the new ones."""
-    config = RunConfig.from_run_config(context.run_config)
+    config = config_here(context)
     asked, received = _read(message)
     number = _round_in(asked)
     stack = client_stack(config)
@@ -37,7 +38,7 @@ def train(message: Message, context: Context) -> RecordDict:
 
 def evaluate(message: Message, context: Context) -> RecordDict:
     """Evaluate the received parameters on the client's validation data."""
-    config = RunConfig.from_run_config(context.run_config)
+    config = config_here(context)
     asked, received = _read(message)
     stack = client_stack(config)
     partition_id, num_partitions = partition_of(context.node_config)
@@ -70,7 +71,7 @@ def _round_in(config: ConfigRecord) -> int:
 
 def prepare(context: Context) -> None:
     """Build what the run needs before its first message comes; no client's data are read."""
-    client_stack(RunConfig.from_run_config(context.run_config))
+    client_stack(config_here(context))
 
 
 HANDLERS: dict[str, Callable[[Message, Context], RecordDict]] = {"train": train, "evaluate": evaluate}
