@@ -96,8 +96,9 @@ def answer(request: Frame, handlers: Handlers) -> Frame:
             prepare(context)
             return _ok(started)
         message = message_from_bytes(bytes(request.first))
-        records = handlers[str(kind)](message, context)
-        return _ok(started, records_to_bytes(records))
+        body = records_to_bytes(handlers[str(kind)](message, context))
+        logger.info("%s in %.3f s.", kind, time.perf_counter() - started)
+        return _ok(started, body)
     except Exception as error:
         return Frame({"status": "error", "pid": os.getpid(), **describe(error)})
 
