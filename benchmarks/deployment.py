@@ -4,8 +4,8 @@
     python benchmarks/deployment.py --write      # into docs/benchmarks/deployment.md
 
 A real SuperLink and two SuperNodes on loopback, without TLS. Every message's way is read from the nodes' logs
-(``FLWR_LOG_LEVEL=DEBUG``), the workers' lines in them, and the run's events. Medians over all messages from the
-second round on, of one run per row: compare rows of one table, and look at the load before you believe them.
+(``FLWR_LOG_LEVEL=DEBUG``), the workers' lines in them, and the run's events. Medians over all messages from
+the second round on, of one run per row: compare rows of one table, and look at the load before you believe.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fl_plugins.resident.starter import write_command
 from fl_plugins.simulation.app_template import write_app
 from fl_plugins.simulation.session import load_bundle
 from fl_plugins.simulation.superlink import strip_colours
@@ -30,9 +31,11 @@ NUM_NODES = 2
 POLL_VARIABLE = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 
 CONFIGURATIONS = {
-    "before: no worker": ("resident-worker=false", {}),
-    "worker": ("", {}),
+    "before: no worker": ("resident-worker=false", False),
+    "worker": ("", False),
+    "worker and starter": ("", True),
 }
+"""By name: node config, and whether our ``flwr-clientapp`` is first on the nodes' PATH."""
 
 STEPS = {
     "received": "Received successfully",
@@ -129,14 +132,19 @@ HEADER = ["", "round", *COLUMNS, "of it handler", "of it ours", "server has it",
 
 def measure(name: str, num_rounds: int, task: str) -> Measured:
     """Run one configuration."""
-    node_config, variables = CONFIGURATIONS[name]
+    node_config, starter = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory(prefix="flp-bench-") as temporary:
         folder = Path(temporary)
         bundle = load_bundle(write_app(folder / "app"))
         configs = [f"partition-id={i} num-partitions={NUM_NODES} {node_config}" for i in range(NUM_NODES)]
-        cache = {"FL_PLUGINS_CACHE_DIR": str(folder / "jax-cache"), "FLWR_LOG_LEVEL": "DEBUG"}
+        variables = {"FL_PLUGINS_CACHE_DIR": str(folder / "jax-cache"), "FLWR_LOG_LEVEL": "DEBUG"}
+        if starter:
+            command = write_command(folder / "bin")
+            variables["PATH"] = os.pathsep.join(
+                [str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+            )
         run_config = {"task": task, "num-rounds": num_rounds, "run-dir": str(folder / "run")}
-        with local_deployment(folder, node_configs=configs, variables={**cache, **variables}) as deployment:
+        with local_deployment(folder, node_configs=configs, variables=variables) as deployment:
             status = deployment.run(bundle, run_config, timeout_s=1800)
         if not status.is_completed:
             sys.exit(f"{name}: the run ended as {status}")

@@ -29,8 +29,8 @@ from flwr.app import Context, Message, RecordDict
 
 from .._flower import context_from_bytes, message_from_bytes, records_to_bytes
 from .address import code_fingerprint
-from .client import LISTENER_FD
 from .errors_wire import describe
+from .launch import LISTENER_FD, close_foreign_files
 from .lifetime import ProcessId
 from .protocol import Frame, ProtocolError, check_same_user, receive, send
 
@@ -122,6 +122,7 @@ def _end_with(node: ProcessId, folder: str) -> None:
 
 def _run(folder: str, pid: str, started: str, memory_mb: str, idle_s: str) -> None:
     """Run :func:`main` with what the command line says."""
+    close_foreign_files()
     logging.basicConfig(format="%(levelname)s : [resident worker %(process)d] %(message)s")
     logger.setLevel(logging.INFO)
     node = ProcessId(int(pid), int(started))
