@@ -1,9 +1,9 @@
 """A process that has imported Flower and forks a ``flwr-clientapp`` for every message, if one is wanted.
 
 Importing Flower takes a second of CPU time in each fresh process. A SuperNode starts ``flwr-clientapp`` by
-name; if :func:`write_command` has put our command of that name first on the SuperNode's PATH, the first message is
-served by the real command, which also starts this process, and those after it by its forks. Each still is a
-process of its own, which runs Flower's own ``flwr_clientapp()`` and ends.
+name; if :func:`write_command` has put our command of that name first on the SuperNode's PATH, the first
+message is served by the real command, which also starts this process, and those after it by its forks. Each
+still is a process of its own, which runs Flower's own ``flwr_clientapp()`` and ends.
 
 It imports no JAX and runs no threads, since it forks. Random generators are seeded anew in every fork: they
 would otherwise all draw the same numbers. It ends with its node, and when installed code has changed.
@@ -17,7 +17,6 @@ import shlex
 import shutil
 import signal
 import socket
-import struct
 import sys
 import threading
 import traceback
@@ -35,6 +34,7 @@ logger = logging.getLogger("flwr.fl_plugins")
 
 STARTER_MODULE = "fl_plugins.resident.starter"
 COMMAND = "flwr-clientapp"
+_PREFIX = f"[starter {os.getpid()}]"
 _REQUEST_TIMEOUT_S = 10.0
 _MAX_REQUEST_BYTES = 1 << 20
 
@@ -83,9 +83,11 @@ def main(folder: Path, node: ProcessId) -> str:
         with connection:
             if code_fingerprint() != code:
                 return "the installed code has changed"  # nothing is said: the command serves itself
-            with suppress(OSError, ValueError):
+            try:
                 check_private(folder)
                 _serve(connection, listener)
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                logger.debug("%s A request was not served: %s", _PREFIX, error)
 
 
 def _serve(connection: socket.socket, listener: socket.socket) -> None:
@@ -94,8 +96,8 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
     connection.settimeout(_REQUEST_TIMEOUT_S)
     raw, streams, _, _ = socket.recv_fds(connection, 8, 3)
     try:
-        (size,) = struct.unpack("!Q", raw)
-        if len(streams) != 3 or size > _MAX_REQUEST_BYTES:
+        size = int.from_bytes(raw, "big")
+        if len(raw) != 8 or len(streams) != 3 or size > _MAX_REQUEST_BYTES:
             raise ValueError("no request of our command")
         words = b""
         while len(words) < size:
@@ -103,11 +105,12 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
                 raise ValueError("it left in the middle of its request")
             words += piece
         request = json.loads(words)
+        arguments, cwd = [str(word) for word in request["arguments"]], str(request["folder"])
         connection.settimeout(None)
         connection.sendall(b"y")
         if os.fork() == 0:
             listener.close()
-            _become_client_app(connection, streams, request["arguments"], request["folder"])
+            _become_client_app(connection, streams, arguments, cwd)
     finally:
         for stream in streams:
             os.close(stream)
@@ -159,11 +162,9 @@ def _end_with(connection: socket.socket) -> None:
 def _run(folder: str, pid: str, started: str) -> None:
     """Run :func:`main` with what the command line says."""
     close_foreign_files()
-    logging.basicConfig(format="%(levelname)s : [starter %(process)d] %(message)s")
-    logger.setLevel(logging.INFO)
     node = ProcessId(int(pid), int(started))
     reason = main(Path(folder), node)
-    logger.info("Ends: %s.", reason)
+    logger.info("%s Ends: %s.", _PREFIX, reason)
     if not node.is_alive():  # else another may be starting in the same folder
         shutil.rmtree(folder, ignore_errors=True)
 

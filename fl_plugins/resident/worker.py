@@ -38,6 +38,8 @@ logger = logging.getLogger("flwr.fl_plugins")
 
 Handlers = Mapping[str, Callable[[Message, Context], RecordDict]]
 
+_PREFIX = f"[resident worker {os.getpid()}]"
+
 REQUEST_TIMEOUT_S = 60.0
 """For each piece of a request: a client that stopped in its middle does not hold up the next."""
 
@@ -79,7 +81,7 @@ def serve_one(connection: socket.socket, handlers: Handlers) -> None:
         connection.settimeout(None)
         send(connection, answer(request, handlers))
     except (ProtocolError, OSError) as error:
-        logger.warning("Resident worker: a request was not answered: %s", error)
+        logger.warning("%s A request was not answered: %s", _PREFIX, error)
 
 
 def answer(request: Frame, handlers: Handlers) -> Frame:
@@ -97,7 +99,7 @@ def answer(request: Frame, handlers: Handlers) -> Frame:
             return _ok(started)
         message = message_from_bytes(bytes(request.first))
         body = records_to_bytes(handlers[str(kind)](message, context))
-        logger.info("%s in %.3f s.", kind, time.perf_counter() - started)
+        logger.info("%s %s in %.3f s.", _PREFIX, kind, time.perf_counter() - started)
         return _ok(started, body)
     except Exception as error:
         return Frame({"status": "error", "pid": os.getpid(), **describe(error)})
@@ -123,11 +125,9 @@ def _end_with(node: ProcessId, folder: str) -> None:
 def _run(folder: str, pid: str, started: str, memory_mb: str, idle_s: str) -> None:
     """Run :func:`main` with what the command line says."""
     close_foreign_files()
-    logging.basicConfig(format="%(levelname)s : [resident worker %(process)d] %(message)s")
-    logger.setLevel(logging.INFO)
     node = ProcessId(int(pid), int(started))
     reason = main(folder, node, memory_mb=float(memory_mb), idle_s=float(idle_s))
-    logger.info("Ends: %s.", reason)
+    logger.info("%s Ends: %s.", _PREFIX, reason)
     with suppress(OSError):
         (Path(folder) / "socket").unlink()
     logging.shutdown()
