@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fl_plugins.resident.starter import write_command
 from fl_plugins.simulation.app_template import write_app
 from fl_plugins.simulation.session import load_bundle
 from fl_plugins.simulation.superlink import strip_colours
@@ -31,14 +30,14 @@ NUM_NODES = 2
 POLL_VARIABLE = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
 
 CONFIGURATIONS = {
-    "before: no worker": ("resident-worker=false", False),
-    "worker": ("", False),
-    "worker and starter": ("", True),
+    "flower-supernode, no worker": ("resident-worker=false", "flower-supernode"),
+    "flower-supernode": ("", "flower-supernode"),
+    "fl-plugins-supernode": ("", "fl-plugins-supernode"),
 }
-"""By name: node config, and whether our ``flwr-clientapp`` is first on the nodes' PATH."""
+"""By name: node config, and what the nodes are started with."""
 
 STEPS = {
-    "received": "Received successfully",
+    "received": "Receiving: ",
     "acquired": "Runtime.AcquireTask",
     "started": "Start `flwr-clientapp` process",
     "loading": "Loading ClientApp",
@@ -93,9 +92,12 @@ def ways(log: Path) -> Iterator[Way]:
             way = Way(kind[1], {})
         if way is None or way.is_whole():
             continue
-        if STEPS[order[len(way.steps)]] in text:
+        left = order[len(way.steps) :]
+        reached = next((index for index, step in enumerate(left) if STEPS[step] in text), None)
+        if reached is not None:
             when = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC)
-            way.steps[order[len(way.steps)]] = when.timestamp()
+            for step in left[: reached + 1]:  # SuperExec may have been faster than the SuperNode's log
+                way.steps[step] = when.timestamp()
             if way.is_whole():
                 yield way
 
@@ -132,19 +134,16 @@ HEADER = ["", "round", *COLUMNS, "of it handler", "of it ours", "server has it",
 
 def measure(name: str, num_rounds: int, task: str) -> Measured:
     """Run one configuration."""
-    node_config, starter = CONFIGURATIONS[name]
+    node_config, command = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory(prefix="flp-bench-") as temporary:
         folder = Path(temporary)
         bundle = load_bundle(write_app(folder / "app"))
         configs = [f"partition-id={i} num-partitions={NUM_NODES} {node_config}" for i in range(NUM_NODES)]
         variables = {"FL_PLUGINS_CACHE_DIR": str(folder / "jax-cache"), "FLWR_LOG_LEVEL": "DEBUG"}
-        if starter:
-            command = write_command(folder / "bin")
-            variables["PATH"] = os.pathsep.join(
-                [str(command.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-            )
         run_config = {"task": task, "num-rounds": num_rounds, "run-dir": str(folder / "run")}
-        with local_deployment(folder, node_configs=configs, variables=variables) as deployment:
+        with local_deployment(
+            folder, node_configs=configs, variables=variables, command=command
+        ) as deployment:
             status = deployment.run(bundle, run_config, timeout_s=1800)
         if not status.is_completed:
             sys.exit(f"{name}: the run ended as {status}")
@@ -169,7 +168,7 @@ def measure(name: str, num_rounds: int, task: str) -> Measured:
 
 def table(rows: list[Measured], *, num_rounds: int, task: str) -> str:
     """Return the table as Markdown."""
-    poll = os.environ.get(POLL_VARIABLE, "0.1")
+    poll = os.environ.get(POLL_VARIABLE, "0.1")  # local_deployment's default
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return "\n".join(
         [

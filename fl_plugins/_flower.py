@@ -4,15 +4,17 @@ Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what e
 """
 
 import hashlib
+import importlib
 import sys
 import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -110,20 +112,39 @@ def deliver_now(nodes: Iterable[int]) -> None:
 
 
 def pull_promptly() -> None:
-    """Let a deployed Grid in this process fetch a reply as soon as its last object has been uploaded.
+    """Let this process, a ServerApp's or a ClientApp's, have a message as soon as its last object is there.
 
-    A SuperLink shows a reply when its upload begins. Flower's Grid then asks for each object, and if it is
-    not there yet, waits 1 s before it asks again, then 2 s, up to 10 s (``PULL_INITIAL_BACKOFF``), and no
-    other reply is fetched meanwhile. Here the pauses are shorter; how long it asks in all stays as it is.
+    A SuperLink shows a reply, and a SuperNode a message, when its upload begins. Flower then asks for each
+    object, and if it is not there yet, waits 1 s before it asks again, then 2 s, up to 10 s
+    (``PULL_INITIAL_BACKOFF``); a Grid fetches no other reply meanwhile. Here the pauses are shorter; how long
+    it asks in all stays as it is.
     """
-    http_grid = sys.modules.get("flwr.superlink.grid.http_grid")
-    if http_grid is not None and not isinstance(http_grid.pull_objects, partial):
-        http_grid.pull_objects = partial(  # type: ignore[attr-defined]
-            http_grid.pull_objects,
-            initial_backoff=_FIRST_PULL_PAUSE_S,
-            backoff_cap=_LONGEST_PULL_PAUSE_S,
-            max_tries_per_object=None,  # 500 short pauses would be less than an upload may take
-        )
+    for name in ("flwr.superlink.grid.http_grid", "flwr.supercore.inflatable.inflatable_utils"):
+        module: Any = sys.modules.get(name)
+        if module is not None and not isinstance(module.pull_objects, partial):
+            module.pull_objects = partial(
+                module.pull_objects,
+                initial_backoff=_FIRST_PULL_PAUSE_S,
+                backoff_cap=_LONGEST_PULL_PAUSE_S,
+                max_tries_per_object=None,  # 500 short pauses would be less than an upload may take
+            )
+
+
+def poll_promptly(instead_of: Callable[[float], float]) -> None:
+    """Let the SuperNode in this process pause for ``instead_of(seconds)`` where it would for ``seconds``.
+
+    Its main loop sleeps for 3 s whenever there is no message and for 0.5 s while it awaits a reply; neither
+    is an option of its command.
+    """
+    module: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(instead_of(seconds)))
+
+
+def run_supernode() -> None:
+    """Be ``flower-supernode`` with this process's arguments."""
+    from flwr.supernode.cli import flower_supernode
+
+    flower_supernode()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from .._flower import pull_promptly
 from . import command
 from .address import Address, check_private, code_fingerprint
 from .launch import LISTENER_FD, close_foreign_files, connect, start_and_connect
@@ -70,6 +71,8 @@ def main(folder: Path, node: ProcessId) -> str:
     from flwr.supernode.cli import flwr_clientapp as flwr_clientapp  # what takes long
 
     from ..apps import client_app as client_app
+
+    pull_promptly()
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     poll = select.poll()

@@ -100,10 +100,12 @@ def test_the_installed_flwr_lies_in_the_range_that_we_declare() -> None:
 def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
     from flwr.superlink.grid import http_grid
 
-    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # put back in the end
+    for module in (http_grid, inflatable_utils):
+        monkeypatch.setattr(module, "pull_objects", module.pull_objects)  # put back in the end
     complete = time.monotonic() + 0.1
     asked = 0
 
@@ -118,6 +120,7 @@ def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
     prompt = http_grid.pull_objects
     pull_promptly()
     assert http_grid.pull_objects is prompt  # once
+    assert inflatable_utils.pull_objects.keywords == prompt.keywords  # what a ClientApp's process uses
     assert prompt(["x"], pull) == {"x": b"content"}
     assert time.monotonic() - complete < 0.8  # Flower's first pause, with its jitter, is longer
     assert asked > 1
