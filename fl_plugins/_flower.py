@@ -37,6 +37,11 @@ from flwr.supercore.task_identity import TaskIdentity
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
 
+_PULLS = {
+    "flwr.superlink.grid.http_grid": "pull_objects",
+    "flwr.supernode.start_client_internal": "pull_objects",
+    "flwr.supernode.runtime.run_clientapp": "pull_and_inflate_object_from_tree",
+}
 _FIRST_PULL_PAUSE_S = 0.02
 _LONGEST_PULL_PAUSE_S = 0.32
 
@@ -112,22 +117,23 @@ def deliver_now(nodes: Iterable[int]) -> None:
 
 
 def pull_promptly() -> None:
-    """Let this process, a ServerApp's or a ClientApp's, have a message as soon as its last object is there.
+    """Let this process, a ServerApp, SuperNode or ClientApp, have a message once its last object is there.
 
     A SuperLink shows a reply, and a SuperNode a message, when its upload begins. Flower then asks for each
     object, and if it is not there yet, waits 1 s before it asks again, then 2 s, up to 10 s
     (``PULL_INITIAL_BACKOFF``); a Grid fetches no other reply meanwhile. Here the pauses are shorter; how long
     it asks in all stays as it is.
     """
-    for name in ("flwr.superlink.grid.http_grid", "flwr.supercore.inflatable.inflatable_utils"):
-        module: Any = sys.modules.get(name)
-        if module is not None and not isinstance(module.pull_objects, partial):
-            module.pull_objects = partial(
-                module.pull_objects,
+    for where, name in _PULLS.items():
+        module = sys.modules.get(where)
+        if module is not None and not isinstance(getattr(module, name), partial):
+            prompt = partial(
+                getattr(module, name),
                 initial_backoff=_FIRST_PULL_PAUSE_S,
                 backoff_cap=_LONGEST_PULL_PAUSE_S,
                 max_tries_per_object=None,  # 500 short pauses would be less than an upload may take
             )
+            setattr(module, name, prompt)
 
 
 def poll_promptly(instead_of: Callable[[float], float]) -> None:
@@ -137,6 +143,7 @@ def poll_promptly(instead_of: Callable[[float], float]) -> None:
     is an option of its command.
     """
     module: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    pull_promptly()
     module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(instead_of(seconds)))
 
 

@@ -1,5 +1,7 @@
 """What ``_flower.py`` reaches into flwr for still does what it did in the versions that we allow."""
 
+import importlib
+import inspect
 import threading
 import time
 import tomllib
@@ -13,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.server.superlink.fleet.vce import vce_api
 from packaging.requirements import Requirement
 
+from fl_plugins import _flower
 from fl_plugins._flower import (
     CLIENT_APP_ERROR,
     deliver_now,
@@ -100,12 +103,12 @@ def test_the_installed_flwr_lies_in_the_range_that_we_declare() -> None:
 def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from flwr.supercore.inflatable import inflatable_utils
     from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
     from flwr.superlink.grid import http_grid
 
-    for module in (http_grid, inflatable_utils):
-        monkeypatch.setattr(module, "pull_objects", module.pull_objects)  # put back in the end
+    pulls = [(importlib.import_module(where), name) for where, name in _flower._PULLS.items()]
+    for module, name in pulls:
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back in the end
     complete = time.monotonic() + 0.1
     asked = 0
 
@@ -120,7 +123,9 @@ def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
     prompt = http_grid.pull_objects
     pull_promptly()
     assert http_grid.pull_objects is prompt  # once
-    assert inflatable_utils.pull_objects.keywords == prompt.keywords  # what a ClientApp's process uses
+    for module, name in pulls:
+        assert getattr(module, name).keywords == prompt.keywords
+        assert set(prompt.keywords) < set(inspect.signature(getattr(module, name).func).parameters)
     assert prompt(["x"], pull) == {"x": b"content"}
     assert time.monotonic() - complete < 0.8  # Flower's first pause, with its jitter, is longer
     assert asked > 1
