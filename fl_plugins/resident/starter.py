@@ -111,9 +111,10 @@ def _serve(connection: socket.socket, listener: socket.socket) -> None:
         arguments, cwd = [str(word) for word in request["arguments"]], str(request["folder"])
         connection.settimeout(None)
         connection.sendall(b"y")
-        if os.fork() == 0:
+        if (pid := os.fork()) == 0:
             listener.close()
             _become_client_app(connection, streams, arguments, cwd)
+        logger.info("%s forked process %d.", _PREFIX, pid)
     finally:
         for stream in streams:
             os.close(stream)

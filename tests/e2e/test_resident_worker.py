@@ -18,6 +18,7 @@ from fl_plugins.testing.deployment import Deployment, local_deployment
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 NUM_ROUNDS = 5
+ALONE = "fedavg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)"
 SERVED = re.compile(r"\[resident worker (\d+)\] (train|evaluate) in")
 
 
@@ -67,6 +68,20 @@ def test_one_worker_serves_all_rounds_and_another_goes_on_when_it_is_killed(tmp_
     assert not any(ProcessId.of(pid) for pid in workers)
 
 
+def test_our_supernode_forks_its_clientapps_and_leaves_nothing(tmp_path: Path) -> None:
+    config = "partition-id=0 num-partitions=1"
+    with local_deployment(tmp_path, node_configs=[config], command="fl-plugins-supernode") as deployment:
+        events = run(deployment, tmp_path, **{"num-rounds": 3, "strategy": ALONE})
+        log = (tmp_path / "node-0.log").read_text(errors="replace")
+        (starter,) = {int(pid) for pid in re.findall(r"Started starter for this node: process (\d+)", log)}
+        assert ProcessId.of(starter) is not None
+        assert len(set(served_by(tmp_path / "node-0.log"))) == 1
+    assert [event["event"] for event in events].count("reply") == 3
+    assert log.count("Start `flwr-clientapp` process") == 4
+    assert len(set(re.findall(rf"\[starter {starter}\] forked process (\d+)", log))) == 3  # all but the first
+    assert ProcessId.of(starter) is None
+
+
 def test_a_node_that_wants_no_worker_serves_its_messages_itself(tmp_path: Path) -> None:
     config = "partition-id=0 num-partitions=1 resident-worker=false"
     with local_deployment(tmp_path, node_configs=[config]) as deployment:
@@ -75,7 +90,7 @@ def test_a_node_that_wants_no_worker_serves_its_messages_itself(tmp_path: Path) 
             tmp_path,
             **{
                 "num-rounds": 1,
-                "strategy": "fedavg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)",
+                "strategy": ALONE,
             },
         )
     assert [event["event"] for event in events].count("reply") == 1
