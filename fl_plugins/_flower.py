@@ -33,6 +33,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import EncodeError
 
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
@@ -53,7 +54,7 @@ def through_the_wire(message: Message) -> Message:
 
 def message_to_bytes(message: Message) -> bytes:
     """Return a message as bytes, whole."""
-    return bytes(message_to_proto(message).SerializeToString())
+    return _serialised(message_to_proto(message))
 
 
 def message_from_bytes(data: bytes) -> Message:
@@ -63,7 +64,7 @@ def message_from_bytes(data: bytes) -> Message:
 
 def records_to_bytes(records: RecordDict) -> bytes:
     """Return records as bytes."""
-    return bytes(recorddict_to_proto(records).SerializeToString())
+    return _serialised(recorddict_to_proto(records))
 
 
 def records_from_bytes(data: bytes) -> RecordDict:
@@ -73,12 +74,20 @@ def records_from_bytes(data: bytes) -> RecordDict:
 
 def context_to_bytes(context: Context) -> bytes:
     """Return a context as bytes, without its state."""
-    return bytes(context_to_proto(replace(context, state=RecordDict())).SerializeToString())
+    return _serialised(context_to_proto(replace(context, state=RecordDict())))
 
 
 def context_from_bytes(data: bytes) -> Context:
     """Return the context that :func:`context_to_bytes` was given; its state is empty."""
     return context_from_proto(ContextProto.FromString(data))
+
+
+def _serialised(proto: Any) -> bytes:
+    """Return a protobuf message as bytes; one above 2 GiB, which it cannot say, is a ``ValueError``."""
+    try:
+        return bytes(proto.SerializeToString())
+    except EncodeError as error:
+        raise ValueError(f"protobuf: {error}") from error
 
 
 @contextmanager

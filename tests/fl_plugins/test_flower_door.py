@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.server.superlink.fleet.vce import vce_api
+from google.protobuf.message import EncodeError
 from packaging.requirements import Requirement
 
 from fl_plugins import _flower
@@ -98,6 +99,16 @@ def test_the_installed_flwr_lies_in_the_range_that_we_declare() -> None:
     ranges = [Requirement(text) for text in pyproject["project"]["dependencies"]]
     (flwr,) = [requirement for requirement in ranges if requirement.name == "flwr"]
     assert version("flwr") in flwr.specifier
+
+
+def test_what_protobuf_cannot_say_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TooLarge:
+        def SerializeToString(self) -> bytes:
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(_flower, "recorddict_to_proto", lambda _: TooLarge())
+    with pytest.raises(ValueError, match="Failed to serialize"):
+        _flower.records_to_bytes(RecordDict())
 
 
 def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
