@@ -33,7 +33,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
-from google.protobuf.message import EncodeError
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
