@@ -4,15 +4,19 @@ Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what e
 """
 
 import hashlib
+import importlib
+import os
 import ssl
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 import httpx
@@ -31,9 +35,18 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
+
+_PULLS = {
+    "flwr.superlink.grid.http_grid": "pull_objects",
+    "flwr.supernode.start_client_internal": "pull_objects",
+    "flwr.supernode.runtime.run_clientapp": "pull_and_inflate_object_from_tree",
+}
+_FIRST_PULL_PAUSE_S = 0.02
+_LONGEST_PULL_PAUSE_S = 0.32
 
 
 def through_the_wire(message: Message) -> Message:
@@ -43,7 +56,7 @@ def through_the_wire(message: Message) -> Message:
 
 def message_to_bytes(message: Message) -> bytes:
     """Return a message as bytes, whole."""
-    return bytes(message_to_proto(message).SerializeToString())
+    return _serialised(message_to_proto(message))
 
 
 def message_from_bytes(data: bytes) -> Message:
@@ -53,7 +66,7 @@ def message_from_bytes(data: bytes) -> Message:
 
 def records_to_bytes(records: RecordDict) -> bytes:
     """Return records as bytes."""
-    return bytes(recorddict_to_proto(records).SerializeToString())
+    return _serialised(recorddict_to_proto(records))
 
 
 def records_from_bytes(data: bytes) -> RecordDict:
@@ -63,12 +76,20 @@ def records_from_bytes(data: bytes) -> RecordDict:
 
 def context_to_bytes(context: Context) -> bytes:
     """Return a context as bytes, without its state."""
-    return bytes(context_to_proto(replace(context, state=RecordDict())).SerializeToString())
+    return _serialised(context_to_proto(replace(context, state=RecordDict())))
 
 
 def context_from_bytes(data: bytes) -> Context:
     """Return the context that :func:`context_to_bytes` was given; its state is empty."""
     return context_from_proto(ContextProto.FromString(data))
+
+
+def _serialised(proto: Any) -> bytes:
+    """Return a protobuf message as bytes; one above 2 GiB, which it cannot say, is a ``ValueError``."""
+    try:
+        return bytes(proto.SerializeToString())
+    except EncodeError as error:
+        raise ValueError(f"protobuf: {error}") from error
 
 
 @contextmanager
@@ -85,21 +106,26 @@ def server_identity(*, run_id: int = 1, task_id: int = 1, node_id: int = 1) -> I
             setattr(TaskIdentity, name, value)
 
 
+BUNDLE_CHECKED = "FL_PLUGINS_BUNDLE_CHECKED"
+"""Environment variable with the pid of a ClientApp process whose bundle has been looked at."""
+
+
 def run_client_app_process(check_bundle: Callable[[bytes], None]) -> None:
     """Run ``flwr-clientapp`` in this process, with ``check_bundle`` before a bundle is unpacked.
 
     What it raises becomes the error reply, and nothing of the bundle has been written or imported.
     """
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
-    from flwr.supernode.runtime import run_clientapp
 
-    install = run_clientapp.install_from_fab
+    runner: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    install = runner.install_from_fab
 
     def checked(content: bytes, *args: Any, **kwargs: Any) -> Any:
         check_bundle(content)
         return install(content, *args, **kwargs)
 
-    run_clientapp.install_from_fab = checked
+    runner.install_from_fab = checked
+    os.environ[BUNDLE_CHECKED] = str(os.getpid())
     flwr_clientapp()
 
 
@@ -122,6 +148,44 @@ def deliver_now(nodes: Iterable[int]) -> None:
                 if node in nodes_mapping and not stopped.is_set():
                     for message in state.get_message_ins(node_id=node, limit=1):
                         queue.put(message)
+
+
+def pull_promptly() -> None:
+    """Let this process, a ServerApp, SuperNode or ClientApp, have a message once its last object is there.
+
+    A SuperLink shows a reply, and a SuperNode a message, when its upload begins. Flower then asks for each
+    object, and if it is not there yet, waits 1 s before it asks again, then 2 s, up to 10 s
+    (``PULL_INITIAL_BACKOFF``); a Grid fetches no other reply meanwhile. Here the pauses are shorter; how long
+    it asks in all stays as it is.
+    """
+    for where, name in _PULLS.items():
+        module = sys.modules.get(where)
+        if module is not None and not isinstance(getattr(module, name), partial):
+            prompt = partial(
+                getattr(module, name),
+                initial_backoff=_FIRST_PULL_PAUSE_S,
+                backoff_cap=_LONGEST_PULL_PAUSE_S,
+                max_tries_per_object=None,  # 500 short pauses would be less than an upload may take
+            )
+            setattr(module, name, prompt)
+
+
+def poll_promptly(instead_of: Callable[[float], float]) -> None:
+    """Let the SuperNode in this process pause for ``instead_of(seconds)`` where it would for ``seconds``.
+
+    Its main loop sleeps for 3 s whenever there is no message and for 0.5 s while it awaits a reply; neither
+    is an option of its command.
+    """
+    module: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    pull_promptly()
+    module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(instead_of(seconds)))
+
+
+def run_supernode() -> None:
+    """Be ``flower-supernode`` with this process's arguments."""
+    from flwr.supernode.cli import flower_supernode
+
+    flower_supernode()
 
 
 @dataclass(frozen=True)

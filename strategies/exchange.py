@@ -2,7 +2,8 @@
 
 Flower's own ``send_and_receive`` returns only when the last reply is in, and on a deployed SuperLink it
 looks every three seconds. Here a reply is yielded when it lands; the pause between two looks is a small part
-of the time for which nothing has come, and the simulation engine is told at once that there are messages.
+of the time for which nothing has come, the simulation engine is told at once that there are messages, and a
+reply that is still being uploaded is fetched when it is complete, not a second later.
 """
 
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fl_plugins._flower import deliver_now
+from fl_plugins._flower import deliver_now, pull_promptly
 
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.25
@@ -24,6 +25,7 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
 
     Replies come in order of arrival. Nodes that have not answered in time are simply absent.
     """
+    pull_promptly()
     sent = list(messages)
     outstanding = {message_id for message_id in grid.push_messages(sent) if message_id}
     deliver_now(message.metadata.dst_node_id for message in sent)

@@ -5,6 +5,7 @@ checks that against the node's own policy, then runs the mods of the layers, the
 and last on the way out. What it cannot or may not do is answered with an error: never an unprotected update.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -14,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from .. import wire
-from .._flower import CLIENT_APP_ERROR
+from .._flower import BUNDLE_CHECKED, CLIENT_APP_ERROR
 from ..errors import ContractError, FLPluginsError, PolicyError
 from ..node_policy import POLICY, NodePolicy, announcement
 from ..registry import Kind, load_modules
@@ -46,6 +47,11 @@ def _around(message: Message, context: Context, app: ClientAppCallable) -> Clien
     names = announcement(config, wire.LAYERS)
     policy = node_policy(context.node_config)
     run = RunConfig.from_run_config(context.run_config)
+    if policy is not None and policy.fab_hashes and os.environ.get(BUNDLE_CHECKED) != str(os.getpid()):
+        raise PolicyError(
+            "policy: fab_hashes are only enforced in a node that fl-plugins-supernode has started with "
+            "FL_PLUGINS_POLICY; start it so, or take them out of the policy."
+        )
     if policy is not None and kind != MessageType.QUERY:
         policy.check(config, task=run.task)
         if kind == MessageType.TRAIN and wire.STAGE not in config:
@@ -81,7 +87,7 @@ def message_config(message: Message) -> Mapping[str, Any]:
 
 
 def config_here(context: Context) -> RunConfig:
-    """Return the run config as this node reads it: where the data are, its policy says if it says anything."""
+    """Return the run config as this node reads it: its policy may say where the data are."""
     config = RunConfig.from_run_config(context.run_config)
     policy = node_policy(context.node_config)
     return config if policy is None else replace(config, task=policy.own_task(config.task))

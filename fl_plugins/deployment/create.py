@@ -6,7 +6,7 @@ from .certificates import issue_server, make_authority
 from .files import PROGRAM, SECRET, appearing, make_folder, write_new
 from .layout import SETTINGS_FILE, Layout, Settings
 from .node_keys import make_node_key
-from .scripts import CLIENT_APP, node_files, operator_files, server_files
+from .scripts import node_files, operator_files, server_files
 
 
 def create(root: Path, settings: Settings) -> Layout:
@@ -67,7 +67,4 @@ def _write(draft: Layout, final: Layout) -> None:
 def _write_texts(folder: Path, texts: dict[str, str]) -> None:
     """Write text files; scripts can be run."""
     for name, text in texts.items():
-        program = name.endswith(".sh") or name == CLIENT_APP
-        if not (folder / name).parent.exists():
-            make_folder((folder / name).parent)
-        write_new(folder / name, text, mode=PROGRAM if program else 0o644)
+        write_new(folder / name, text, mode=PROGRAM if name.endswith(".sh") else 0o644)

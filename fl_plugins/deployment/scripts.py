@@ -8,11 +8,7 @@ import shlex
 
 from fl_plugins import __version__
 
-from .guarded_clientapp import COMMAND
 from .layout import Settings
-
-CLIENT_APP = "bin/flwr-clientapp"
-"""In a node's folder: what Flower starts for every message, see :mod:`.guarded_clientapp`."""
 
 INSTALL_FOLDER = "/opt/fl-plugins"
 """Where the systemd units expect ``server/``, ``node/`` and the virtual environment ``venv/``."""
@@ -54,11 +50,8 @@ if [ -n "${POLICY-}" ]; then
     node_config="$node_config policy=\\"$here/$POLICY\\""
     export FL_PLUGINS_POLICY="$here/$POLICY"
 fi
-# Flower starts flwr-clientapp by name: the one in bin/ asks the policy before it unpacks an app.
-PATH="$here/bin:$PATH"
-export PATH
 if [ -d "$here/data" ]; then export FL_PLUGINS_DATA="$here/data"; fi
-exec flower-supernode \\
+exec fl-plugins-supernode \\
     --root-certificates "$here/ca.crt" --superlink "$SUPERLINK" \\
     --auth-supernode-private-key "$here/node.key" --node-config "$node_config" \\
     --host 127.0.0.1 --port "$RUNTIME_PORT" --isolation subprocess "$@"
@@ -150,17 +143,11 @@ def node_files(settings: Settings, number: int) -> dict[str, str]:
         "start.sh": _NODE_START,
         "settings.env": env + hints,
         "policy.toml": _POLICY,
-        CLIENT_APP: _CLIENT_APP,
         "fl-plugins-supernode.service": _unit("Flower SuperNode", "node"),
         "docker-compose.yml": _COMPOSE.format(service="supernode", version=__version__, ports=""),
         ".dockerignore": DOCKER_IGNORE,
     }
 
-
-_CLIENT_APP = f"""#!/bin/sh
-# Flower starts a flwr-clientapp for every message; this one asks the node's policy before it unpacks an app.
-exec {COMMAND} "$@"
-"""
 
 _POLICY = """# What this node demands of a run. It is in force once settings.env names it: POLICY=policy.toml
 # Nothing here is demanded until a line is uncommented; docs/deployment.md explains every line.
@@ -169,7 +156,7 @@ _POLICY = """# What this node demands of a run. It is in force once settings.env
 # min_cohort = 3               # refuse an exchange that fewer clients take part in
 # max_rounds = 200             # training messages that this node answers, over all runs
 # dataset = "data/heart_disease"  # where the task finds this node's data, relative to this file
-# fab_hashes = ["<sha256>"]    # the only app bundles that may start here: sha256sum of what `flwr build` makes
+# fab_hashes = ["<sha256>"]    # the only app bundles that may start here: sha256sum of a built .fab file
 
 # [layers.secure_aggregation]  # the server may see the sum of updates only
 # tier = "honest-but-curious"

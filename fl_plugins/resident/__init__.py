@@ -9,8 +9,13 @@ wrong with the worker is logged, and the message is served in the short-lived pr
 ``lifetime``     which process the node is, and whether it is still there
 ``address``      where the worker of this node, code and configuration listens
 ``protocol``     frames on the socket: JSON and bytes; no pickle
-``client``       ask the worker, start it if there is none
+``launch``       start a process that listens there, once
+``client``       ask the worker
 ``worker``       the process itself
+``settings``     what the node's operator says about it
 ``errors_wire``  an exception of the worker's is raised again, with the same words, in the client
+``starter``      forks ClientApp processes with Flower already imported, where the operator wants that
+``command``      the ``flwr-clientapp`` that asks it
+``guard``        which app bundles it may run: the node's policy says
 ===============  ============================================================================
 """

@@ -47,11 +47,12 @@ def address_of(
     node: ProcessId, *, node_id: int, node_config: Mapping[str, Any], path: Sequence[str] = sys.path
 ) -> Address:
     """Return where the worker of this node listens, for this code and this configuration."""
+    scripts = str(Path(sys.executable).parent)  # a console script has its folder there, a fork has not
     same = {
         "version": __version__,
         "code": code_fingerprint(path),
         "interpreter": sys.executable,
-        "path": list(path),
+        "path": [entry for entry in path if entry != scripts],
         "node": [node.pid, node.started, node_id],
         "node-config": dict(node_config),
     }

@@ -1,33 +1,27 @@
-"""Ask this node's worker, and start it if there is none.
+"""Ask this node's worker, which is started if there is none."""
 
-Of all processes that find no worker, the one that holds the lock starts it, and hands it a socket on which it
-listens already: whoever comes before the worker is up waits in the socket's queue, so nobody has to poll.
-"""
-
-import fcntl
 import logging
-import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from flwr.app import Context, Message, RecordDict
 
 from .._flower import context_to_bytes, message_to_bytes, records_from_bytes
-from .address import Address, address_of, prepare
+from .address import Address, address_of
 from .errors_wire import recreate
+from .launch import connect, start_and_connect
 from .lifetime import ProcessId, deployed_node
 from .protocol import Frame, ProtocolError, check_same_user, receive, send
 from .settings import Settings
+from .starter import start_starter
 
 logger = logging.getLogger("flwr.fl_plugins")
 
 Handler = Callable[[Message, Context], RecordDict]
 
 WORKER_MODULE = "fl_plugins.resident.worker"
-LISTENER_FD = 3
-_BACKLOG = 16
 _ATTEMPTS = 2
 """A worker may end, of age or of too much memory, just when it is asked; the second is a fresh one."""
 
@@ -73,6 +67,7 @@ def warm_up(context: Context) -> None:
     if node is None or not settings.enabled:
         return
     try:
+        start_starter(node)
         with _connection(_address(context, node), settings) as connection:
             send(connection, Frame(_header("prepare"), b"", context_to_bytes(context)))
     except (WorkerUnavailableError, OSError, ProtocolError, ValueError) as error:
@@ -112,62 +107,12 @@ def _address(context: Context, node: ProcessId) -> Address:
 @contextmanager
 def _connection(address: Address, settings: Settings) -> Iterator[socket.socket]:
     """Give a connection to the node's worker, which is started if there is none."""
-    connection = _connect(address) or _start_and_connect(address, settings)
+    connection = connect(address)
+    if connection is None:
+        limits = (repr(settings.memory_mb), repr(settings.idle_s))
+        connection = start_and_connect(address, WORKER_MODULE, *limits)
+    if connection is None:
+        raise WorkerUnavailableError("it ended as soon as it was started, or its node has ended")
     with connection:
         check_same_user(connection)
         yield connection
-
-
-def _connect(address: Address) -> socket.socket | None:
-    """Return a connection, or ``None`` if nobody listens."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(str(address.socket))
-    except (FileNotFoundError, ConnectionRefusedError):
-        connection.close()
-        return None
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _start_and_connect(address: Address, settings: Settings) -> socket.socket:
-    """Start a worker, unless another process is doing so, and return a connection to it."""
-    if not address.node.is_alive():
-        raise WorkerUnavailableError(f"its node, process {address.node.pid}, has ended")
-    prepare(address)
-    with address.lock.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed, or this process ends
-        connection = _connect(address)
-        if connection is None:
-            _start(address, settings)
-            connection = _connect(address)
-    if connection is None:
-        raise WorkerUnavailableError(
-            "it ended as soon as it was started; its last words are in the node's log"
-        )
-    return connection
-
-
-def _start(address: Address, settings: Settings) -> None:
-    """Start a worker that listens at ``address``; its output goes where this process's goes."""
-    with suppress(FileNotFoundError):
-        address.socket.unlink()  # of a worker that was killed
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(address.socket))
-        listener.listen(_BACKLOG)
-        command = [sys.executable, "-P", "-m", WORKER_MODULE, str(address.folder)]
-        command += [str(address.node.pid), str(address.node.started)]
-        command += [repr(settings.memory_mb), repr(settings.idle_s)]
-        pid = os.posix_spawn(
-            sys.executable,
-            command,
-            os.environ,
-            setsid=True,  # Ctrl-C in the node's terminal is for the node; the worker follows it
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_DUP2, listener.fileno(), LISTENER_FD),
-            ],
-        )
-    logger.info("Started resident worker %d for this node.", pid)

@@ -53,9 +53,11 @@ def send(connection: socket.socket, frame: Frame) -> None:
     """
     header = json.dumps(frame.header).encode()
     _check_sizes(len(header), len(frame.first), len(frame.second))
-    connection.sendall(_HEAD.pack(_MAGIC, len(header), len(frame.first), len(frame.second)) + header)
-    connection.sendall(frame.first)
-    connection.sendall(frame.second)
+    head = _HEAD.pack(_MAGIC, len(header), len(frame.first), len(frame.second)) + header
+    connection.sendall(head)
+    for blob in (frame.first, frame.second):
+        if blob:  # who has all of it may leave: an empty part would find nobody
+            connection.sendall(blob)
 
 
 def receive(connection: socket.socket) -> Frame:

@@ -29,14 +29,16 @@ from flwr.app import Context, Message, RecordDict
 
 from .._flower import context_from_bytes, message_from_bytes, records_to_bytes
 from .address import code_fingerprint
-from .client import LISTENER_FD
 from .errors_wire import describe
+from .launch import LISTENER_FD, close_foreign_files
 from .lifetime import ProcessId
 from .protocol import Frame, ProtocolError, check_same_user, receive, send
 
 logger = logging.getLogger("flwr.fl_plugins")
 
 Handlers = Mapping[str, Callable[[Message, Context], RecordDict]]
+
+_PREFIX = f"[resident worker {os.getpid()}]"
 
 REQUEST_TIMEOUT_S = 60.0
 """For each piece of a request: a client that stopped in its middle does not hold up the next."""
@@ -79,7 +81,7 @@ def serve_one(connection: socket.socket, handlers: Handlers) -> None:
         connection.settimeout(None)
         send(connection, answer(request, handlers))
     except (ProtocolError, OSError) as error:
-        logger.warning("Resident worker: a request was not answered: %s", error)
+        logger.warning("%s A request was not answered: %s", _PREFIX, error)
 
 
 def answer(request: Frame, handlers: Handlers) -> Frame:
@@ -96,8 +98,9 @@ def answer(request: Frame, handlers: Handlers) -> Frame:
             prepare(context)
             return _ok(started)
         message = message_from_bytes(bytes(request.first))
-        records = handlers[str(kind)](message, context)
-        return _ok(started, records_to_bytes(records))
+        body = records_to_bytes(handlers[str(kind)](message, context))
+        logger.info("%s %s in %.3f s.", _PREFIX, kind, time.perf_counter() - started)
+        return _ok(started, body)
     except Exception as error:
         return Frame({"status": "error", "pid": os.getpid(), **describe(error)})
 
@@ -121,11 +124,10 @@ def _end_with(node: ProcessId, folder: str) -> None:
 
 def _run(folder: str, pid: str, started: str, memory_mb: str, idle_s: str) -> None:
     """Run :func:`main` with what the command line says."""
-    logging.basicConfig(format="%(levelname)s : [resident worker %(process)d] %(message)s")
-    logger.setLevel(logging.INFO)
+    close_foreign_files()
     node = ProcessId(int(pid), int(started))
     reason = main(folder, node, memory_mb=float(memory_mb), idle_s=float(idle_s))
-    logger.info("Ends: %s.", reason)
+    logger.info("%s Ends: %s.", _PREFIX, reason)
     with suppress(OSError):
         (Path(folder) / "socket").unlink()
     logging.shutdown()

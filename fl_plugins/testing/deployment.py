@@ -80,6 +80,7 @@ def local_deployment(
     *,
     node_configs: Sequence[str],
     variables: Mapping[str, str] | None = None,
+    command: str = "flower-supernode",
     start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Deployment]:
     """Start a SuperLink and one SuperNode per node config; logs go to ``folder``.
@@ -92,6 +93,8 @@ def local_deployment(
         What ``--node-config`` is given, one text per node.
     variables : Mapping[str, str] | None
         Environment variables on top of this process's.
+    command : str
+        What a SuperNode is started with: Flower's own command, or ``fl-plugins-supernode``.
     start_timeout_s : float
         Seconds to wait for the SuperLink to answer.
     """
@@ -99,10 +102,10 @@ def local_deployment(
         first, *others = _free_ports(1 + len(node_configs))
         address = f"127.0.0.1:{first}"
 
-        def start(name: str, *command: str) -> Process:
+        def start(name: str, *words: str) -> Process:
             home = Path(tempfile.mkdtemp(prefix="flp-", dir="/tmp"))  # socket paths are short
             stack.callback(shutil.rmtree, home, ignore_errors=True)
-            process = _start(folder / f"{name}.log", home, [*command], variables or {})
+            process = _start(folder / f"{name}.log", home, [*words], variables or {})
             stack.callback(process.end)
             return process
 
@@ -113,8 +116,9 @@ def local_deployment(
         _wait_until_healthy(superlink, address, start_timeout_s)
         deployment = Deployment(address, superlink)
         for number, (port, config) in enumerate(zip(others, node_configs, strict=True)):
-            command = ["flower-supernode", *flags, "--superlink", address, "--node-config", config]
-            deployment.nodes.append(start(f"node-{number}", *command, "--port", str(port)))
+            where = ["--superlink", address, "--port", str(port)]
+            node = start(f"node-{number}", command, *flags, *where, "--node-config", config)
+            deployment.nodes.append(node)
         yield deployment
 
 

@@ -1,6 +1,9 @@
 """What ``_flower.py`` reaches into flwr for still does what it did in the versions that we allow."""
 
+import importlib
+import inspect
 import threading
+import time
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +13,17 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.server.superlink.fleet.vce import vce_api
+from google.protobuf.message import EncodeError
 from packaging.requirements import Requirement
 
-from fl_plugins._flower import CLIENT_APP_ERROR, deliver_now, server_identity, through_the_wire
+from fl_plugins import _flower
+from fl_plugins._flower import (
+    CLIENT_APP_ERROR,
+    deliver_now,
+    pull_promptly,
+    server_identity,
+    through_the_wire,
+)
 
 
 def test_d7_a_message_can_be_made_outside_a_run_and_the_identity_is_given_back() -> None:
@@ -88,3 +99,44 @@ def test_the_installed_flwr_lies_in_the_range_that_we_declare() -> None:
     ranges = [Requirement(text) for text in pyproject["project"]["dependencies"]]
     (flwr,) = [requirement for requirement in ranges if requirement.name == "flwr"]
     assert version("flwr") in flwr.specifier
+
+
+def test_what_protobuf_cannot_say_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TooLarge:
+        def SerializeToString(self) -> bytes:
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(_flower, "recorddict_to_proto", lambda _: TooLarge())
+    with pytest.raises(ValueError, match="Failed to serialize"):
+        _flower.records_to_bytes(RecordDict())
+
+
+def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+    from flwr.superlink.grid import http_grid
+
+    pulls = [(importlib.import_module(where), name) for where, name in _flower._PULLS.items()]
+    for module, name in pulls:
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back in the end
+    complete = time.monotonic() + 0.1
+    asked = 0
+
+    def pull(object_id: str) -> bytes:
+        nonlocal asked
+        asked += 1
+        if time.monotonic() < complete:
+            raise ObjectUnavailableError(object_id)
+        return b"content"
+
+    pull_promptly()
+    prompt = http_grid.pull_objects
+    pull_promptly()
+    assert http_grid.pull_objects is prompt  # once
+    for module, name in pulls:
+        assert getattr(module, name).keywords == prompt.keywords
+        assert set(prompt.keywords) < set(inspect.signature(getattr(module, name).func).parameters)
+    assert prompt(["x"], pull) == {"x": b"content"}
+    assert time.monotonic() - complete < 0.8  # Flower's first pause, with its jitter, is longer
+    assert asked > 1

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -93,6 +94,17 @@ def test_a_worker_that_was_killed_is_replaced(node: ProcessId) -> None:
     second = pid_of(node)
     assert second != first
     assert pid_of(node) == second
+
+
+def test_a_message_whose_worker_is_killed_meanwhile_is_served_by_a_fresh_one(node: ProcessId) -> None:
+    first = pid_of(node)
+    os.kill(first, signal.SIGSTOP)  # it will be asked, and never answer
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(pid_of, node)
+        time.sleep(0.3)
+        assert not waiting.done()
+        os.kill(first, signal.SIGKILL)
+        assert waiting.result(timeout=60) != first
 
 
 def test_many_at_once_start_one_worker(node: ProcessId) -> None:

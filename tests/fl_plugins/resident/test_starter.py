@@ -1,0 +1,124 @@
+"""Forked ClientApp processes: what the command is asked is what a process of its own does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fl_plugins.resident import command
+from fl_plugins.resident.address import base_folder
+from fl_plugins.resident.lifetime import ProcessId
+from fl_plugins.resident.starter import start_starter, write_command
+
+from .conftest import eventually
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="starters are for Linux")
+
+FLOWER = '''
+"""Stands for flwr.supernode.cli: tells what a ClientApp process would see."""
+
+import json
+import os
+import random
+import sys
+
+import numpy as np
+
+
+def flwr_clientapp():
+    told = {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "arguments": sys.argv,
+        "folder": os.getcwd(),
+        "stdin": sys.stdin.read(),
+        "drawn": [random.random(), float(np.random.random())],
+    }
+    print(json.dumps(told), flush=True)
+    sys.exit(7)
+'''
+
+
+@pytest.fixture
+def our_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our command, in an environment where Flower's main function only tells what it sees."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import sys, types\n"
+        f"module = types.ModuleType('flwr.supernode.cli'); exec({FLOWER!r}, module.__dict__)\n"
+        "sys.modules['flwr.supernode.cli'] = module\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return write_command(tmp_path / "bin")
+
+
+def call(our_command: Path, node: ProcessId, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [our_command, "--token", "a b", "--parent-pid", str(node.pid)],
+        input="typed",
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_messages_are_served_by_forks_that_differ_in_what_they_draw(
+    our_command: Path,
+    node: ProcessId,
+    node_process: "subprocess.Popen[bytes]",
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(command.VARIABLE, "1")
+    start_starter(node)
+    done = [call(our_command, node, tmp_path) for _ in range(3)]
+    assert [one.returncode for one in done] == [7, 7, 7], done[0].stderr
+    told = [json.loads(one.stdout) for one in done]
+    assert len({one["pid"] for one in told}) == 3
+    (starter,) = {one["parent"] for one in told}
+    assert starter != os.getpid()
+    assert told[0]["arguments"] == ["flwr-clientapp", "--token", "a b", "--parent-pid", str(node.pid)]
+    assert (told[0]["folder"], told[0]["stdin"]) == (str(tmp_path), "typed")
+    assert len({one["drawn"][0] for one in told}) == 3
+    assert len({one["drawn"][1] for one in told}) == 3  # NumPy's generator would be the same in every fork
+    node_process.kill()
+    eventually(lambda: ProcessId.of(starter) is None)
+
+
+def test_without_a_starter_the_command_is_the_real_one_and_asks_for_one(
+    tmp_path: Path, node: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.write_text(f'#!/bin/sh\necho "$@" "${command.VARIABLE}"\n')
+    real.chmod(0o755)
+    arguments = ["--parent-pid", str(node.pid), "--insecure"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", command.__file__, str(real), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"--parent-pid {node.pid} --insecure 1\n", done.stderr
+
+
+def test_no_starter_is_started_unless_our_command_asks_for_it(node: ProcessId, runtime_folder: str) -> None:
+    start_starter(node)
+    assert not Path(runtime_folder, "fl-plugins").exists()
+
+
+@pytest.mark.parametrize("runtime", ["private", "absent", "long"])
+def test_the_command_finds_the_folder_where_the_starter_is(
+    node: ProcessId, runtime_folder: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    if runtime == "absent":
+        monkeypatch.delenv("XDG_RUNTIME_DIR")
+    elif runtime == "long":
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime_folder + "/" * 50)
+    expected = base_folder() / f"{node.pid}-{node.started}-starter"
+    assert command.starter_folder(node.pid) == str(expected)
