@@ -68,7 +68,7 @@ def deliver_now(nodes: Iterable[int]) -> None:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """What a SuperLink says of a SuperNode: id, public key (PEM), whether it is ``online``, and since when."""
+    """What a SuperLink says of a SuperNode: id, public key (PEM), ``online`` or not, and since when."""
 
     node_id: int
     public_key: bytes
