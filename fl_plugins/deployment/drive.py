@@ -2,19 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fl_plugins._flower import Control, ControlError, NodeStatus
 from fl_plugins.errors import ConfigError, RunFailedError
-from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail
+from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail, signals_as_exceptions
 
 from . import processes
 from .layout import Layout, Role
 from .node_keys import public_key_for_flower
 from .pids import read_pid
 
+BRING_BACK_TIMEOUT_S = 180.0
 _POLL_S = 0.2
 
 
@@ -55,18 +56,19 @@ class RoleStatus:
 
 
 @contextmanager
-def running(layout: Layout) -> Iterator[DeployedSuperLink]:
-    """Bring a deployment up for the block, and end all of it afterwards, whatever happens.
+def running(layout: Layout, *, note: Callable[[str], None] = lambda _: None) -> Iterator[DeployedSuperLink]:
+    """Bring a deployment up for the block, and end all of it afterwards, whatever happens, signals included.
 
     Raises
     ------
     RunFailedError
         If a process ends or does not answer in time.
     """
-    try:
-        yield up(layout)
-    finally:
-        down(layout)
+    with signals_as_exceptions():
+        try:
+            yield up(layout, note=note)
+        finally:
+            down(layout)
 
 
 def up(
@@ -194,6 +196,36 @@ def wait_for_nodes(layout: Layout, nodes: Sequence[Role], *, timeout_s: float = 
             raise RunFailedError(
                 f"{missing[0].name}: not connected to the SuperLink within {timeout_s:g} s; the end of its "
                 f"log is:\n{log_tail(missing[0].log)}"
+            )
+        time.sleep(_POLL_S)
+
+
+def bring_back(layout: Layout, number: int, *, timeout_s: float = BRING_BACK_TIMEOUT_S) -> None:
+    """Start a SuperNode that was killed, again and again until the SuperLink takes it; systemd does the same.
+
+    A SuperLink calls a killed node online until two heartbeats (60 s) are missing, and refuses until then to
+    activate it anew; the SuperNode then ends (flwr 1.41).
+
+    Raises
+    ------
+    RunFailedError
+        If it is not connected in time.
+    """
+    node, key = layout.node(number), public_key_for_flower(layout.public_key(number))
+    before = _nodes_by_key(layout)[key].activated_at
+    deadline = time.monotonic() + timeout_s
+    while True:
+        processes.reap(node)
+        if not processes.is_running(node):
+            processes.start(node)
+        with suppress(ControlError):  # busy: ask again
+            now = _nodes_by_key(layout)[key]
+            if now.status == "online" and now.activated_at != before:
+                return
+        if time.monotonic() > deadline:
+            raise RunFailedError(
+                f"{node.name}: not connected again within {timeout_s:g} s; the end of its log is:\n"
+                + log_tail(node.log)
             )
         time.sleep(_POLL_S)
 
