@@ -5,6 +5,7 @@ machines, :class:`ClientSession` and :class:`ServerSession`; ``docs/secure-aggre
 """
 
 from .client import ClientSession, Reply
+from .fixed_point import DecodedSum, Encoded, FixedPoint
 from .graph import Topology
 from .keys import Identity, public_identity_from_pem
 from .messages import Stage
@@ -14,6 +15,9 @@ from .server import SecureSum, ServerSession
 __all__ = [
     "ClientPolicy",
     "ClientSession",
+    "DecodedSum",
+    "Encoded",
+    "FixedPoint",
     "Identity",
     "Progress",
     "Reply",
