@@ -63,7 +63,8 @@ class SecureSum:
     dropped : tuple[int, ...]
         Who shared secrets, but sent no masked vector: their masks were reconstructed.
     wrong_shares : tuple[int, ...]
-        Holders who sent wrong shares, which were found and left out.
+        Holders who sent wrong shares, which were found and left out. Certain if at most half the surplus over
+        t lie; of more, some who plan together can make others look wrong.
     """
 
     vector: NDArray[Any] = field(repr=False)

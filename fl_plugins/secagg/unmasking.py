@@ -71,6 +71,8 @@ def open_secrets(
             return commitment(secret, context) == advert.commitment
 
         secret, wrong = recover(usable, threshold, is_right)
+        if secret is None and usable is not shares:
+            secret, wrong = recover(shares, threshold, is_right)
         if secret is None:
             raise RoundAbortedError(
                 f"secagg: no {threshold} of {len(usable)} shares of node {owner}'s {what} give what it "
