@@ -311,13 +311,17 @@ class ClientPolicy:
             ]
         )
         right = parameters.topology(n)
-        rules = [
-            (
-                topology == right,
-                f"degree {topology.degree} and threshold {t}, but {n} nodes have degree {right.degree} and "
-                f"threshold {right.threshold}",
-            )
-        ]
+        # First, since the bounds below are only defined for graphs that exist.
+        _refuse_unless(
+            [
+                (
+                    topology == right,
+                    f"degree {topology.degree} and threshold {t}, but {n} nodes have degree "
+                    f"{right.degree} and threshold {right.threshold}",
+                )
+            ]
+        )
+        rules = []
         if topology.is_complete(n):
             rules.append((t > colluding, f"threshold {t}, but {colluding} of {n} nodes may collude"))
             if parameters.tier is Tier.MALICIOUS:
