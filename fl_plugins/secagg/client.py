@@ -236,8 +236,8 @@ class ClientSession:
         memory.nodes = {advert.node: advert.identity for advert in adverts}
         by_node = {advert.node: advert for advert in adverts}
         peers = neighbors(list(by_node), self.node, request.topology, memory.transcript)
-        for peer in peers:
-            shared = agree(memory.packet_secret, by_node[peer].packet_key, owner=peer)
+        packet_keys = {peer: by_node[peer].packet_key for peer in peers}
+        for peer, shared in agree(memory.packet_secret, packet_keys).items():
             key = pair_key(shared, b"share", parameters.sid, (self.node, peer), memory.transcript)
             memory.peers[peer] = (key, by_node[peer].mask_key)
         memory.packet_secret = b""
@@ -307,8 +307,8 @@ class ClientSession:
             )
         added = [own_key(memory.seed, parameters.sid, self.node, memory.transcript)]
         subtracted: list[bytes] = []
-        for peer in senders:
-            secret = agree(memory.mask_secret, memory.peers[peer][1], owner=peer)
+        mask_keys = {sender: memory.peers[sender][1] for sender in senders}
+        for peer, secret in agree(memory.mask_secret, mask_keys).items():
             key = pair_key(secret, b"mask", parameters.sid, (self.node, peer), memory.transcript)
             (added if self.node < peer else subtracted).append(key)
         vector = memory.vector
@@ -351,13 +351,13 @@ class ClientSession:
         signers = [signer for signer, _ in signatures]
         if len(set(signers)) != len(signers) or not set(signers) <= set(survivors):
             raise SignatureError("secagg: confirmations of nodes that do not survive, or two of one node.")
+        if len(signers) < memory.threshold:
+            raise SignatureError(f"secagg: {len(signers)} confirmations, but {memory.threshold} are needed.")
         for signer, signature in signatures:
             if not signature_holds(memory.nodes[signer], signature, signed):
                 raise SignatureError(
                     f"secagg: node {signer} did not sign this set of survivors.", suspects=[signer]
                 )
-        if len(signers) < memory.threshold:
-            raise SignatureError(f"secagg: {len(signers)} confirmations, but {memory.threshold} are needed.")
 
     def _check_survivors(self, nodes: Sequence[int]) -> tuple[int, ...]:
         return self._subset(nodes, self._memory.shared, "U3, the survivors,")

@@ -11,6 +11,7 @@ from ..checks import check_int, check_number
 from ..errors import ConfigError, EncodingError, MessageFormatError, PolicyViolationError, StageError
 from .codec import Reader, Writer
 from .graph import (
+    MAX_COMPLETE,
     PRIVACY_BITS,
     Topology,
     collusion_bound,
@@ -66,6 +67,8 @@ class RoundParameters:
         32-byte hash of names, shapes and dtypes of what the vector holds.
     model : bytes
         32-byte hash of the global parameters that the clients were given.
+    max_complete : int
+        Up to this many nodes the graph is complete; in the malicious tier it always is.
     """
 
     tier: Tier
@@ -83,6 +86,7 @@ class RoundParameters:
     length: int
     layout: bytes
     model: bytes
+    max_complete: int = MAX_COMPLETE
 
     def __post_init__(self) -> None:
         owner = "secure aggregation"
@@ -93,6 +97,7 @@ class RoundParameters:
         check_int(owner, "min_clients", self.min_clients, minimum=2)
         check_int(owner, "cohort", self.cohort, minimum=self.min_clients)
         check_int(owner, "length", self.length, minimum=1)
+        check_int(owner, "max_complete", self.max_complete, minimum=8)
         for name in ("corrupt", "dropout"):
             check_number(owner, name, getattr(self, name), minimum=0.0, maximum=0.5)
         for name in ("clip", "max_weight"):
@@ -120,7 +125,7 @@ class RoundParameters:
             # No two sets of survivors may both get t signatures: see docs/secure-aggregation.md.
             confirmable = (num_nodes + count_of(self.corrupt, num_nodes)) // 2 + 1
             return complete(num_nodes, at_least=confirmable)
-        return plan(num_nodes, corrupt=self.corrupt, dropout=self.dropout)
+        return plan(num_nodes, corrupt=self.corrupt, dropout=self.dropout, max_complete=self.max_complete)
 
     def to_bytes(self) -> bytes:
         """Return the one encoding that these parameters have (JSON, keys sorted)."""

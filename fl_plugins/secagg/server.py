@@ -144,7 +144,8 @@ class ServerSession:
             case Stage.CONFIRM:
                 return dict.fromkeys(self._asked, Writer().ids(self._survivors).done())
             case Stage.UNMASK:
-                signatures = sorted(self._signatures.items())
+                # As many as are needed: each costs every client a verification.
+                signatures = sorted(self._signatures.items())[: self._topology.threshold]
                 request = UnmaskRequest(survivors=self._survivors, signatures=signatures)
                 return dict.fromkeys(self._asked, request.to_bytes())
         raise StageError("secagg: the session is closed; there is nothing to send.")

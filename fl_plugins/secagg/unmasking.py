@@ -104,10 +104,9 @@ def take_masks_off(
     added: list[bytes] = []
     subtracted = [own_key(seed, parameters.sid, node, transcript) for node, seed in opened.seeds.items()]
     for node, secret in opened.keys.items():
-        for peer in graph[node]:
-            if peer in alive:
-                shared = agree(secret, adverts[peer].mask_key, owner=peer)
-                key = pair_key(shared, b"mask", parameters.sid, (node, peer), transcript)
-                # The survivor added the mask if its id is the lower one: take that back.
-                (subtracted if peer < node else added).append(key)
+        mask_keys = {peer: adverts[peer].mask_key for peer in graph[node] if peer in alive}
+        for peer, shared in agree(secret, mask_keys).items():
+            key = pair_key(shared, b"mask", parameters.sid, (node, peer), transcript)
+            # The survivor added the mask if its id is the lower one: take that back.
+            (subtracted if peer < node else added).append(key)
     apply_masks(total, added, subtracted)

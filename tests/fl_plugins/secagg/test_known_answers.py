@@ -32,8 +32,8 @@ def test_x25519_is_that_of_rfc_7748_section_6_1() -> None:
     assert public_key(alice).hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     assert public_key(bob).hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     shared = "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
-    assert agree(alice, public_key(bob), owner=2).hex() == shared
-    assert agree(bob, public_key(alice), owner=1).hex() == shared
+    assert agree(alice, {2: public_key(bob)})[2].hex() == shared
+    assert agree(bob, {1: public_key(alice)})[1].hex() == shared
 
 
 # Points of order 1, 2, 4 and 8, and encodings of them that are not reduced modulo 2^255 - 19.
@@ -51,7 +51,7 @@ def test_x25519_is_that_of_rfc_7748_section_6_1() -> None:
 )
 def test_a_public_key_of_low_order_is_refused_and_its_node_named(point: str) -> None:
     with pytest.raises(AdvertError, match="node 9 advertised a public key of low order") as caught:
-        agree(bytes(range(32)), _hex(point), owner=9)
+        agree(bytes(range(32)), {9: _hex(point)})
     assert caught.value.suspects == (9,)
 
 
@@ -118,9 +118,8 @@ def test_keys_and_masked_vectors_are_the_prototypes() -> None:
         added, subtracted = [own], []
         for other, peer in _clients():
             if other != node:
-                key = pair_key(
-                    agree(secret, _hex(peer["pk_mask"]), owner=other), b"mask", sid, (node, other), model
-                )
+                shared = agree(secret, {other: _hex(peer["pk_mask"])})[other]
+                key = pair_key(shared, b"mask", sid, (node, other), model)
                 low, high = sorted((node, other))
                 assert key.hex() == VECTORS["pair_keys"][f"{low}-{high}"]
                 (added if node < other else subtracted).append(key)
