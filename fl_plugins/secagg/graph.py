@@ -102,6 +102,12 @@ def disconnection_bound(num_nodes: int, degree: int, removed: int) -> Fraction:
     return Fraction(pairs * math.comb(num_nodes - given, removed - given), math.comb(num_nodes, removed))
 
 
+def stays_connected(num_nodes: int, degree: int, removed: int) -> bool:
+    """Say whether the graph falls apart with probability at most 2^-40; the complete one never does."""
+    bound = Fraction(1, 2**PRIVACY_BITS)
+    return degree == num_nodes - 1 or disconnection_bound(num_nodes, degree, removed) <= bound
+
+
 def tail(population: int, marked: int, drawn: int, at_least: int) -> Fraction:
     """Return P[X >= at_least] for X marked ones in a sample without replacement, exactly.
 

@@ -45,8 +45,9 @@ def public_key(secret: bytes) -> bytes:
 
 
 def agree(secret: bytes, publics: Mapping[int, bytes]) -> dict[int, bytes]:
-    """Return the X25519 shared secret with each node's public key; never a key by itself, see
-    :func:`pair_key`.
+    """Return the X25519 shared secret with each node's public key.
+
+    It is never a key by itself, see :func:`pair_key`.
 
     Raises
     ------

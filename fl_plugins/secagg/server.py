@@ -31,7 +31,7 @@ from ..errors import (
     StageError,
 )
 from .codec import Writer
-from .graph import Topology, neighbors
+from .graph import Topology, count_of, neighbors, stays_connected
 from .keys import signature_holds
 from .messages import (
     Advert,
@@ -309,6 +309,15 @@ class ServerSession:
     def _fix_survivors(self) -> Stage:
         self._survivors = self._asked = self._need(self._least, "sent a masked vector")
         self._packets = {}
+        n, degree = len(self._adverts), self._topology.degree
+        dropped = n - len(self._survivors)
+        if not stays_connected(n, degree, dropped + count_of(self.parameters.corrupt, n)):
+            raise RoundAbortedError(
+                f"secagg: {dropped} of {n} nodes dropped out, but with "
+                f"dropout={self.parameters.dropout:g} and corrupt={self.parameters.corrupt:g} the "
+                f"graph's degree is {degree}, and it may fall apart; no client unmasks that. Begin "
+                "again with a higher dropout."
+            )
         return Stage.CONFIRM if self.parameters.tier is Tier.MALICIOUS else Stage.UNMASK
 
     def _fix_signatures(self) -> Stage:

@@ -4,10 +4,11 @@ import random
 
 import numpy as np
 import pytest
-from federation import STAGES, Federation, parameters
+from federation import STAGES, Federation, parameters, until
 
-from fl_plugins.errors import RoundAbortedError
+from fl_plugins.errors import RoundAbortedError, SurvivorError
 from fl_plugins.secagg import ClientPolicy, Stage, Tier
+from fl_plugins.secagg.messages import UnmaskRequest
 
 POLICY = ClientPolicy(min_clients=2)
 
@@ -143,3 +144,19 @@ def test_what_the_server_sees_of_one_client_is_uniform_and_the_control_is_not() 
         assert abs(chi2(np.packbits(vector & 1).tobytes()) - 255) < 113
     # Control: the same masks in a range that leaves out the top value, as Flower's do at 8 bits.
     assert abs(chi2((np.frombuffer(seen[1].tobytes(), np.uint8) % 255).tobytes()) - 255) > 113
+
+
+def test_a_sparse_graph_that_may_fall_apart_is_unmasked_by_nobody() -> None:
+    n = 100
+    federation = until(Federation(parameters(n), tuple(range(1, n + 1))), Stage.MASK)
+    assert federation.server._topology.degree == 11
+    requests = federation.server.requests()
+    for node, body in requests.items():
+        reply = federation.answer(node, Stage.MASK, body)
+        if node > 6:  # with five colluders, eleven are gone: as many as a node has neighbors
+            federation.server.receive(node, reply.body, reply.vector)
+    with pytest.raises(RoundAbortedError, match="6 of 100 nodes dropped out, but with dropout=0.05"):
+        federation.server.advance()
+    unmask = UnmaskRequest(survivors=tuple(range(7, n + 1))).to_bytes()
+    with pytest.raises(SurvivorError, match="6 of 100 nodes dropped out"):
+        federation.restore(50).answer(Stage.UNMASK, unmask)
