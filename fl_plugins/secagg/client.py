@@ -10,7 +10,7 @@ and delete it when the stage is ``CLOSED``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from numpy.typing import NDArray
@@ -162,7 +162,12 @@ class ClientSession:
             commitment=commitment(memory.seed, parameters.context),
         )
         if parameters.tier is Tier.MALICIOUS:
-            advert = _signed(advert, parameters, policy, identity)
+            if identity is None or identity.public not in policy.roster:
+                raise PolicyViolationError(
+                    "secagg: a malicious-tier round, but this node has no identity that its roster lists; "
+                    "give it one."
+                )
+            advert = advert.signed_by(identity, parameters.context)
         memory.advert = advert.to_bytes()
         session = cls(
             parameters, node=node, policy=policy, identity=identity, stage=Stage.SHARE, memory=memory
@@ -390,15 +395,3 @@ class ClientSession:
         memory = Memory.read(reader, parameters.num_bits)
         reader.done()
         return cls(parameters, node=node, policy=policy, identity=identity, stage=Stage(name), memory=memory)
-
-
-def _signed(
-    advert: Advert, parameters: RoundParameters, policy: ClientPolicy, identity: Identity | None
-) -> Advert:
-    if identity is None or identity.public not in policy.roster:
-        raise PolicyViolationError(
-            "secagg: a malicious-tier round, but this node has no identity that its roster lists; "
-            "give it one."
-        )
-    named = replace(advert, identity=identity.public)
-    return replace(named, signature=identity.sign(named.signed_part(parameters.context)))

@@ -22,7 +22,7 @@ from fl_plugins.errors import (
     StageError,
     SurvivorError,
 )
-from fl_plugins.secagg import ClientPolicy, Identity, Progress, Stage, Tier, Topology
+from fl_plugins.secagg import ClientPolicy, ClientSession, Identity, Progress, Stage, Tier, Topology
 from fl_plugins.secagg.codec import Writer
 from fl_plugins.secagg.keys import public_key
 from fl_plugins.secagg.messages import (
@@ -33,6 +33,7 @@ from fl_plugins.secagg.messages import (
     UnmaskRequest,
     confirmed_part,
 )
+from fl_plugins.secagg.shares import open_packet, seal
 
 NODES = (1, 2, 3, 4, 5, 6, 7)
 VICTIM = 3
@@ -481,3 +482,39 @@ def test_a_sybil_majority_needs_its_places_in_the_roster() -> None:
     )
     assert VICTIM in honest
     _refused(federation, Stage.SHARE, request, SignatureError, "not in this node's roster")
+
+
+def test_an_advert_of_another_tier_is_refused() -> None:
+    federation = until(_federation(Tier.HONEST_BUT_CURIOUS), Stage.SHARE)
+    request = _with_adverts(_share_request(federation), _put_in(5, identity=bytes(32), signature=bytes(64)))
+    _refused(federation, Stage.SHARE, request, AdvertError, "advert of node 5 is of another tier")
+
+
+def test_too_few_neighbors_who_shared_secrets_are_refused_on_a_sparse_graph() -> None:
+    federation = until(Federation(parameters(100), tuple(range(1, 101))), Stage.MASK)
+    request = _mask_request(federation)
+    peers = [sender for sender, _ in request.packets]
+    without = tuple(node for node in request.nodes if node not in peers[4:])  # four are left, five are needed
+    few = MaskRequest(nodes=without, packets=request.packets[:4]).to_bytes()
+    _refused(federation, Stage.MASK, few, SurvivorError, "4 neighbors shared secrets, but 5 are needed")
+
+
+def test_a_packet_opens_only_for_its_receiver_its_direction_and_its_transcript() -> None:
+    key, pair, transcript = bytes(range(32)), (b"a" * 33, b"b" * 33), bytes(32)
+    packet = seal(key, pair, sender=4, receiver=9, transcript=transcript)
+    assert open_packet(key, packet, sender=4, receiver=9, transcript=transcript) == pair
+    for sender, receiver, other in (
+        (9, 4, transcript),
+        (3, 9, transcript),
+        (4, 8, transcript),
+        (4, 9, b"x" * 32),
+    ):
+        with pytest.raises(PacketError, match=f"node {sender} for node {receiver} do not open"):
+            open_packet(key, packet, sender=sender, receiver=receiver, transcript=other)
+
+
+def test_a_malicious_tier_session_restored_without_its_identity_confirms_nothing() -> None:
+    federation = until(_federation(), Stage.CONFIRM)
+    session = ClientSession.from_bytes(federation.saved[VICTIM], policy=federation.policy)
+    with pytest.raises(PolicyViolationError, match="without its identity"):
+        session.answer(Stage.CONFIRM, federation.server.requests()[VICTIM])

@@ -155,7 +155,7 @@ def test_a_sparse_graph_that_may_fall_apart_is_unmasked_by_nobody() -> None:
         reply = federation.answer(node, Stage.MASK, body)
         if node > 6:  # with five colluders, eleven are gone: as many as a node has neighbors
             federation.server.receive(node, reply.body, reply.vector)
-    with pytest.raises(RoundAbortedError, match="6 of 100 nodes dropped out, but with dropout=0.05"):
+    with pytest.raises(RoundAbortedError, match=r"6 of 100 nodes dropped out, but with dropout=0\.05"):
         federation.server.advance()
     unmask = UnmaskRequest(survivors=tuple(range(7, n + 1))).to_bytes()
     with pytest.raises(SurvivorError, match="6 of 100 nodes dropped out"):
