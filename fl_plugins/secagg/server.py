@@ -110,6 +110,7 @@ class ServerSession:
         self._asked: tuple[int, ...] = asked
         self._answers: dict[int, Any] = {}
         self._adverts: dict[int, Advert] = {}
+        self._keys_in_use: set[bytes] = set()
         self._graph: dict[int, tuple[int, ...]] = {}
         self._topology = Topology(degree=0, threshold=0)
         self._transcript = b""
@@ -202,9 +203,10 @@ class ServerSession:
         if self._roster is not None and self.parameters.tier is Tier.MALICIOUS:
             check_identities([advert], self._roster, self.parameters.context)
         # One key in two adverts, and every client refuses the list: the first who sent it stays.
-        taken = {key for other in self._answers.values() for key in _keys(other)}
-        if taken & _keys(advert) or advert.packet_key == advert.mask_key:
+        keys = {advert.packet_key, advert.mask_key}
+        if keys & self._keys_in_use or len(keys) < 2:
             raise AdvertError(f"secagg: node {node} advertised a key that is in use.", suspects=[node])
+        self._keys_in_use |= keys
         return advert
 
     def _take_packets(self, node: int, body: bytes) -> dict[int, bytes]:
@@ -352,7 +354,3 @@ class ServerSession:
             adverts=self._adverts,
             context=self.parameters.context,
         )
-
-
-def _keys(advert: Advert) -> set[bytes]:
-    return {advert.packet_key, advert.mask_key}
