@@ -89,6 +89,8 @@ class RoundParameters:
             raise ConfigError(f"{owner}: tier={self.tier!r}; give one of {[t.value for t in Tier]}.")
         for name in ("run_id", "round", "attempt"):
             check_int(owner, name, getattr(self, name), minimum=0)
+            if getattr(self, name) >= 1 << 64:
+                raise ConfigError(f"{owner}: {name}={getattr(self, name)}, but it must be below 2^64.")
         check_int(owner, "min_clients", self.min_clients, minimum=2)
         check_int(owner, "cohort", self.cohort, minimum=self.min_clients)
         check_int(owner, "length", self.length, minimum=1)

@@ -214,6 +214,7 @@ def _edited(**changes: Any) -> bytes:
         ({"mod_range": 2}, "names differ"),
         ({"sid": "00"}, "sid"),
         ({"round": -1}, "round"),
+        ({"round": 2**64}, "below 2"),
         ({"length": True}, "length"),
     ],
 )
