@@ -4,11 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from federation import STAGES, Federation, parameters, until
 
 from fl_plugins.errors import RoundAbortedError, SurvivorError
 from fl_plugins.secagg import ClientPolicy, FixedPoint, Stage, Tier
 from fl_plugins.secagg.messages import UnmaskRequest
+
+from .federation import STAGES, Federation, parameters, until
 
 POLICY = ClientPolicy(min_clients=2)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import Federation, parameters, until
 
 from fl_plugins.errors import (
     AdvertError,
@@ -18,6 +17,8 @@ from fl_plugins.errors import (
 from fl_plugins.secagg import FixedPoint, Reply, ServerSession, Stage, Tier
 from fl_plugins.secagg.messages import Advert, UnmaskReply, pack_by_node
 from fl_plugins.secagg.shares import PACKET_BYTES
+
+from .federation import Federation, parameters, until
 
 NODES = (1, 2, 3, 4, 5, 6, 7)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from federation import STAGES, Federation, parameters, until
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
 from fl_plugins.errors import (
@@ -24,6 +23,8 @@ from fl_plugins.errors import (
 from fl_plugins.secagg import ClientPolicy, FixedPoint, Stage, Tier
 from fl_plugins.secagg.messages import Advert, UnmaskReply, UnmaskRequest
 from fl_plugins.secagg.prg import mask_words
+
+from .federation import STAGES, Federation, parameters, until
 
 NODES = (1, 2, 3, 4, 5, 6, 7)
 
