@@ -358,10 +358,15 @@ def main() -> None:
         for cost in costs:
             lines.append(row(n, d, dropout, cost))
             print(lines[-1], flush=True)
-    if arguments.write:
-        page = PAGE.read_text().split(MARK)[0] if PAGE.exists() else "# Secure aggregation: what it costs\n\n"
-        command = " ".join(["python", "benchmarks/secagg.py", *(a for a in sys.argv[1:] if a != "--write")])
-        PAGE.write_text(f"{page}{MARK}\n\n`{command}`, {os.cpu_count()} cores\n\n" + "\n".join(lines) + "\n")
+        if arguments.write:
+            write_page(lines)
+
+
+def write_page(lines: list[str]) -> None:
+    """Replace the page's table; what a person wrote above the mark stays."""
+    page = PAGE.read_text().split(MARK)[0] if PAGE.exists() else "# Secure aggregation: what it costs\n\n"
+    command = " ".join(["python", "benchmarks/secagg.py", *sys.argv[1:]])
+    PAGE.write_text(f"{page}{MARK}\n\n`{command}`, {os.cpu_count()} cores\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
