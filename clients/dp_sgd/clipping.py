@@ -20,13 +20,11 @@ class ClippedSum(NamedTuple):
     """What a batch gives.
 
     ``gradients`` is Σᵢ mᵢ gᵢ min(1, C/‖gᵢ‖) in float32, ``norms`` are the ‖gᵢ‖ ``(b,)`` that were clipped by,
-    never smaller than the true ones but for rounding that the bound allows for; ``state`` is the new state.
+    never smaller than the true ones but for rounding that the bound allows for.
     """
 
     gradients: PyTree
     norms: jax.Array
-    losses: jax.Array
-    state: PyTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +58,15 @@ class ClippedBatch:
                 shifts: list[jax.Array], copies: dict[int, jax.Array], x: Any, y: Any, key: Any
             ) -> Any:
                 values = [copies.get(number, leaf) for number, leaf in enumerate(leaves)]
-                (loss, new_state), factors = traced.evaluate(values, (state, x, y, key), shifts)
-                return loss, new_state, factors
+                (loss, _), factors = traced.evaluate(values, (state, x, y, key), shifts)
+                return loss, factors
 
-            losses, new_state, factors = jax.vmap(loss_of_one, out_axes=(0, None, 0))(
-                shifts, copies, x, y, keys
-            )
-            return losses.sum(), (losses, new_state, factors)
+            losses, factors = jax.vmap(loss_of_one)(shifts, copies, x, y, keys)
+            return losses.sum(), factors
 
-        (cotangents, per_example), (losses, new_state, factors) = jax.grad(
-            total_loss, argnums=(0, 1), has_aux=True
-        )(shifts, copies)
+        (cotangents, per_example), factors = jax.grad(total_loss, argnums=(0, 1), has_aux=True)(
+            shifts, copies
+        )
 
         squared = jnp.zeros(size, jnp.float32)
         sums: dict[int, Sum] = {}
@@ -91,4 +87,4 @@ class ClippedBatch:
             sums[number](weights) if number in sums else jnp.zeros(leaf.shape, jnp.float32)
             for number, leaf in enumerate(leaves)
         ]
-        return ClippedSum(jax.tree.unflatten(structure, gradients), norms, losses, new_state)
+        return ClippedSum(jax.tree.unflatten(structure, gradients), norms)

@@ -58,6 +58,24 @@ class TracedLoss:
     book_kept: tuple[BookKept, ...]
     materialised: dict[int, str]
 
+    @property
+    def num_inputs(self) -> int:
+        """Number of arrays in the parameters and the arguments."""
+        return len(self.closed.jaxpr.invars)
+
+    def depends_on(self, sources: Sequence[int]) -> list[bool]:
+        """Return, for every array in (loss, extra), whether it depends on one of these inputs."""
+        jaxpr = self.closed.jaxpr
+        tainted = {jaxpr.invars[number] for number in sources}
+
+        def is_tainted(atom: Any) -> bool:
+            return not isinstance(atom, core.Literal) and atom in tainted
+
+        for equation in jaxpr.eqns:
+            if any(map(is_tainted, equation.invars)):
+                tainted.update(equation.outvars)
+        return [is_tainted(atom) for atom in jaxpr.outvars]
+
     def result_shape(self, kept: BookKept) -> jax.ShapeDtypeStruct:
         """Return the shape and dtype of the product's result."""
         aval = self.closed.jaxpr.eqns[kept.equation].outvars[0].aval
@@ -83,6 +101,12 @@ class TracedLoss:
 
         results = _run(self.closed, [*leaves, *jax.tree.leaves(arguments)], run)
         return jax.tree.unflatten(self.outputs, results), factors
+
+    def extra(self, params: PyTree, arguments: PyTree) -> PyTree:
+        """Return what the function returns beside the loss."""
+        leaves = [*jax.tree.leaves(params), *jax.tree.leaves(arguments)]
+        results = _run(self.closed, leaves, lambda _, equation, operands: _bind(equation, operands))
+        return jax.tree.unflatten(self.outputs, results)[1]
 
     def back(self, kept: BookKept, gradient: jax.Array) -> jax.Array:
         """Return a gradient for the product's operand in the parameter's shape; the dtype stays."""
