@@ -199,7 +199,9 @@ def _inlined(closed: core.ClosedJaxpr, arguments: Sequence[Any]) -> list[Any]:
         if name not in _CALLS:
             return _bind(equation, operands)
         inner = equation.params[_CALLS[name]]
-        return _inlined(inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, []), operands)
+        return _inlined(
+            inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, []), operands
+        )
 
     return _run(closed, arguments, run)
 

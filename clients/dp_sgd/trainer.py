@@ -255,9 +255,7 @@ class DPSupervised:
         x, y = jax.device_put((x, y))
         for first in range(0, self.num_steps, ahead):
             num_steps = min(ahead, self.num_steps - first)
-            batches = draw_batches(
-                random, num_examples=num_examples, sampling_rate=rate, num_steps=num_steps
-            )
+            batches = draw_batches(random, num_examples=num_examples, sampling_rate=rate, num_steps=num_steps)
             rows, counts = pad_batches(batches, num_slots=ahead, capacity=4 * program.physical_batch_size)
             words = np.empty((ahead, num_words), np.uint32)
             random.fill(words[:num_steps])

@@ -108,7 +108,9 @@ def test_the_clipped_sum_is_that_of_a_loop_over_examples(name):
     # The gram form adds 2^-18 of the terms' magnitudes squared: at most T = 8 positions' worth here.
     np.testing.assert_allclose(result.norms, norms, rtol=5e-5)
     weights = np.minimum(1, clip_norm / norms) * mask
-    expected = [sum(w * g for w, g in zip(weights, leaf, strict=True)) for leaf in zip(*gradients, strict=True)]
+    expected = [
+        sum(w * g for w, g in zip(weights, leaf, strict=True)) for leaf in zip(*gradients, strict=True)
+    ]
     scale = norm_of(expected)
     for got, want in zip(jax.tree.leaves(result.gradients), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-4 * scale)
@@ -121,7 +123,9 @@ def test_every_matrix_kernel_and_table_is_book_kept(name):
     make, data = MODELS[name]
     x, y = data()
     params, traced, _, _ = clipped(make(), softmax_cross_entropy, x, y, clip_norm=1.0)
-    names = ["/".join(str(p.key) for p in path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = [
+        "/".join(str(p.key) for p in path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
+    ]
     assert {names[leaf].split("/")[-1] for leaf in traced.materialised} <= {"bias", "scale"}
 
 
@@ -131,7 +135,9 @@ def test_a_parameter_used_twice_is_materialised_and_the_reason_given():
     assert "used 2 times" in traced.materialised.values()
 
 
-@pytest.mark.parametrize(("name", "factor"), [("mlp", 1e-3), ("mlp", 1e6), ("cnn", 1.0), ("transformer", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "factor"), [("mlp", 1e-3), ("mlp", 1e6), ("cnn", 1.0), ("transformer", 1.0)]
+)
 def test_leaving_one_example_out_moves_the_sum_by_at_most_the_clip_norm(name, factor):
     make, data = MODELS[name]
     model, (x, y) = make(), data(seed=3)
@@ -177,7 +183,11 @@ def test_cancelling_terms_never_make_a_norm_too_small():
     cotangents = rng.normal(size=(SIZE, length, outer)).astype(np.float32)
     cotangents -= cotangents.mean(axis=1, keepdims=True)  # they sum to rounding errors only
     result = clipped(
-        linear(length, inner, outer), lambda outputs, y: (outputs * y).sum((1, 2)), x, cotangents, clip_norm=1.0
+        linear(length, inner, outer),
+        lambda outputs, y: (outputs * y).sum((1, 2)),
+        x,
+        cotangents,
+        clip_norm=1.0,
     )[3]
     exact = np.einsum("btk,bto->bko", x.astype(np.float64), cotangents.astype(np.float64))
     assert (np.asarray(result.norms) >= np.sqrt(np.square(exact).sum((1, 2)))).all()
