@@ -37,7 +37,7 @@ def measure(name: str, model: str) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     finished = subprocess.run(
         [python, str(HERE / "contestants" / script), name, model],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=600,
+        env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     if finished.returncode:
         print(f"{name} {model}: {finished.stderr.strip().splitlines()[-1:]}", file=sys.stderr)

@@ -1,10 +1,11 @@
+# ruff: noqa: E402
 """One of our contestants of ``benchmarks/privacy_dpsgd.py``: prints examples per CPU-second."""
 
 import os
 import sys
 import time
 
-os.sched_setaffinity(0, {0})
+os.sched_setaffinity(0, {0})  # before any library starts its threads
 
 import jax
 import jax.numpy as jnp

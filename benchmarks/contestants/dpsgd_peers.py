@@ -1,10 +1,11 @@
-"""One of the peers of ``benchmarks/privacy_dpsgd.py``, in their own environment: prints examples per CPU-s."""
+# ruff: noqa: E402
+"""One of the peers of ``benchmarks/privacy_dpsgd.py``, in their environment: prints examples per CPU-s."""
 
 import os
 import sys
 import time
 
-os.sched_setaffinity(0, {0})
+os.sched_setaffinity(0, {0})  # before any library starts its threads
 
 import numpy as np
 

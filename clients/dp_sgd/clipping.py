@@ -1,5 +1,6 @@
 """The sum of clipped per-example gradients of a batch, from one forward and one backward pass."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from fl_plugins.training import PyTree
 
 from .products import ROUNDING, Sum, squares, used
-from .tracing import TracedLoss
+from .tracing import BookKept, TracedLoss
 
 LossOfOne = Callable[..., tuple[Any, PyTree]]
 """``(params, state, x, y, key)`` of one example to (its loss, new state)."""
@@ -73,18 +74,26 @@ class ClippedBatch:
         for kept, factor, cotangent in zip(traced.book_kept, factors, cotangents, strict=True):
             norms, total = kept.product.book(factor, cotangent)
             squared += norms
-            sums[kept.leaf] = lambda weights, kept=kept, total=total: traced.back(kept, total(weights))
+            sums[kept.leaf] = functools.partial(_book_kept_sum, traced, kept, total)
         for leaf, gradients in per_example.items():
             squared += squares(gradients)
-            sums[leaf] = lambda weights, gradients=gradients: jnp.einsum(
-                "b,b...->...", weights, used(gradients, weights).astype(jnp.float32)
-            )
+            sums[leaf] = functools.partial(_materialised_sum, gradients)
         norms = jnp.sqrt(squared)
         bound = jnp.float32(self.clip_norm * (1 - ROUNDING))
-        factor = jnp.minimum(1, bound / jnp.maximum(norms, jnp.finfo(jnp.float32).tiny))
+        factor = jnp.minimum(1, bound / jnp.maximum(norms, jnp.float32(2.0**-126)))
         weights = jnp.where(mask & jnp.isfinite(norms), factor, 0)
         gradients = [
             sums[number](weights) if number in sums else jnp.zeros(leaf.shape, jnp.float32)
             for number, leaf in enumerate(leaves)
         ]
         return ClippedSum(jax.tree.unflatten(structure, gradients), norms)
+
+
+def _book_kept_sum(traced: TracedLoss, kept: BookKept, total: Sum, weights: jax.Array) -> jax.Array:
+    """Return Σᵢ wᵢ gᵢ of a book-kept parameter."""
+    return traced.back(kept, total(weights))
+
+
+def _materialised_sum(gradients: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return Σᵢ wᵢ gᵢ of the gradients themselves."""
+    return jnp.einsum("b,b...->...", weights, used(gradients, weights).astype(jnp.float32))

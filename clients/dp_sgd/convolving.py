@@ -23,7 +23,7 @@ def convolve(x: jax.Array, kernel: jax.Array, parameters: Mapping[str, Any]) -> 
         result: jax.Array = conv_general_dilated(x, kernel, **options)
         return result
 
-    @convolution.def_vmap
+    @convolution.def_vmap  # type: ignore[no-untyped-call]
     def mapped(size: int, is_mapped: list[bool], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
         if is_mapped == [True, False] and batch == 0 and options["dimension_numbers"].out_spec[0] == 0:
             folded = conv_general_dilated(x.reshape(-1, *x.shape[2:]), kernel, **options)

@@ -37,7 +37,10 @@ MEMORY_COST = 8
 class Product(Protocol):
     """An equation that is linear in its operand number ``position``, the parameter."""
 
-    position: int
+    @property
+    def position(self) -> int:
+        """Which operand the parameter is."""
+        ...
 
     def book(self, factors: jax.Array, cotangents: jax.Array) -> tuple[jax.Array, "Sum"]:
         """Return the squared norms ``(b,)`` of the gradients, float32, and what sums them.
@@ -49,7 +52,7 @@ class Product(Protocol):
 
 
 Sum = Callable[[jax.Array], jax.Array]
-"""``weights (b,)`` to Σᵢ wᵢ gᵢ, float32 in the shape of the product's operand; weight 0 leaves out NaN too."""
+"""``weights (b,)`` to Σᵢ wᵢ gᵢ, float32, in the operand's shape; weight 0 leaves out NaN too."""
 
 
 def recognise(equation: Any, position: int) -> Product | None:
@@ -191,7 +194,7 @@ def _dot_general(dimension_numbers: Any, operands: Sequence[Any], position: int)
 
 def _convolution(parameters: Any, operands: Sequence[Any], result: Any) -> Product | None:
     """Return the product of the kernel of a convolution: with the contents of all windows."""
-    x, kernel = operands
+    kernel = operands[1]
     layout = parameters["dimension_numbers"]
     if parameters["batch_group_count"] != 1 or any(size != 1 for size in parameters["lhs_dilation"]):
         return None

@@ -102,7 +102,7 @@ def make_steps(
             passes = (counts[number] + (size - 1)) // size
             total = lax.fori_loop(0, passes, one_pass, nothing)
             # Once a step, whoever is in the batch: the number of passes is private.
-            state = traced.extra(params, (state, x[0], y[0], step_key))
+            state = traced.state_after(params, (state, x[0], y[0], step_key))
             total = _noisy(total, words[number], scale=noise_scale)
             gradients = jax.tree.map(
                 lambda leaf, like: (leaf / jnp.float32(expected_batch_size)).astype(like.dtype), total, params

@@ -79,7 +79,7 @@ class TracedLoss:
     def result_shape(self, kept: BookKept) -> jax.ShapeDtypeStruct:
         """Return the shape and dtype of the product's result."""
         aval = self.closed.jaxpr.eqns[kept.equation].outvars[0].aval
-        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)  # type: ignore[no-untyped-call]
 
     def evaluate(
         self, leaves: Sequence[Any], arguments: PyTree, shifts: Sequence[jax.Array]
@@ -90,7 +90,7 @@ class TracedLoss:
 
         def run(number: int, equation: Any, operands: list[Any]) -> Sequence[Any]:
             if equation.primitive.name == "conv_general_dilated":
-                results: Sequence[Any] = [convolve(*operands, equation.params)]
+                results: Sequence[Any] = [convolve(operands[0], operands[1], equation.params)]
             else:
                 results = _bind(equation, operands)
             if number not in taps:
@@ -102,7 +102,7 @@ class TracedLoss:
         results = _run(self.closed, [*leaves, *jax.tree.leaves(arguments)], run)
         return jax.tree.unflatten(self.outputs, results), factors
 
-    def extra(self, params: PyTree, arguments: PyTree) -> PyTree:
+    def state_after(self, params: PyTree, arguments: PyTree) -> PyTree:
         """Return what the function returns beside the loss."""
         leaves = [*jax.tree.leaves(params), *jax.tree.leaves(arguments)]
         results = _run(self.closed, leaves, lambda _, equation, operands: _bind(equation, operands))
@@ -119,8 +119,8 @@ class TracedLoss:
             return leaf
 
         shape = self.closed.jaxpr.invars[kept.leaf].aval.shape
-        like = jax.ShapeDtypeStruct(shape, gradient.dtype)
-        (result,) = jax.linear_transpose(view, like)(gradient)
+        like = jax.ShapeDtypeStruct(shape, gradient.dtype)  # type: ignore[no-untyped-call]
+        result: jax.Array = jax.linear_transpose(view, like)(gradient)[0]
         return result
 
 

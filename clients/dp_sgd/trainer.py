@@ -158,7 +158,7 @@ class DPSupervised:
         return self._plain.init(seed=seed)
 
     def evaluate(self, arrays: NamedArrays, data: Dataset) -> dict[str, float]:
-        """Return ``loss`` and the task's metrics, averaged over the examples: exact, without any guarantee."""
+        """Return ``loss`` and the task's metrics, averaged over the examples: exact, unprotected."""
         return self._plain.evaluate(arrays, data)
 
     def train(
@@ -213,7 +213,9 @@ class DPSupervised:
     def _program(self, data: Dataset) -> _Program:
         """Return what is compiled for examples like these."""
         x, y = (
-            jax.ShapeDtypeStruct(array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
+            jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
+                array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype)
+            )
             for array in (data.x, data.y)
         )
         if (x, y) not in self._programs:

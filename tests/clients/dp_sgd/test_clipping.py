@@ -231,5 +231,5 @@ def test_state_that_examples_enter_is_refused():
         return flat * variables["params"]["w"], {"state": {"mean": flat.mean()}}
 
     x, y = images()
-    with pytest.raises(ConfigError, match="computed from the examples.*GroupNorm"):
+    with pytest.raises(ConfigError, match=r"computed from the examples.*GroupNorm"):
         clipped(Model(init=init, apply=apply), softmax_cross_entropy, x, y, clip_norm=1.0)

@@ -187,7 +187,7 @@ def test_batch_norm_is_refused_with_the_remedy(task):
 
     from dataclasses import replace
 
-    with pytest.raises(ConfigError, match="BatchNorm.*use GroupNorm or LayerNorm"):
+    with pytest.raises(ConfigError, match=r"BatchNorm.*use GroupNorm or LayerNorm"):
         DPSupervised(replace(task, model=nnx_model(Normalised)), **NEEDED)
 
 
