@@ -23,14 +23,14 @@ def convolve(x: jax.Array, kernel: jax.Array, parameters: Mapping[str, Any]) -> 
         result: jax.Array = conv_general_dilated(x, kernel, **options)
         return result
 
-    @convolution.def_vmap  # type: ignore[no-untyped-call]
+    @convolution.def_vmap
     def mapped(size: int, is_mapped: list[bool], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, bool]:
         if is_mapped == [True, False] and batch == 0 and options["dimension_numbers"].out_spec[0] == 0:
             folded = conv_general_dilated(x.reshape(-1, *x.shape[2:]), kernel, **options)
             return folded.reshape(size, -1, *folded.shape[1:]), True
         axes = [0 if each else None for each in is_mapped]
         plain = jax.vmap(lambda x, kernel: lax.conv_general_dilated(x, kernel, **options), axes)
-        return plain(x, kernel), True
+        return plain(x, kernel), True  # type: ignore[no-untyped-call]
 
     result: jax.Array = convolution(x, kernel)
     return result

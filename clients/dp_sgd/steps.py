@@ -145,8 +145,8 @@ def _loss_of_one(model: Model, loss: PerExample) -> LossOfOne:
         values = loss(outputs, y[None])
         if jnp.shape(values) != (1,):
             raise StructureError(
-                f"loss: returned shape {jnp.shape(values)} for a batch of 1, but one value per example, shape "
-                "(1,), is needed; return per-example values, not their mean."
+                f"loss: returned shape {jnp.shape(values)} for a batch of 1, but one value per example, "
+                "shape (1,), is needed; return per-example values, not their mean."
             )
         return values[0], new_state
 

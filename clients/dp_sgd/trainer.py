@@ -88,7 +88,7 @@ class DPSupervised:
 
     Sampling and noise come from the operating system's generator (AES-256 in counter mode), never from
     ``seed``, which serves dropout alone. An example whose gradient is not finite contributes nothing. Noise
-    and sums are float32: as with every DP-SGD in floating point, that the noise is on a grid is not accounted.
+    and sums are float32: as with every DP-SGD in floating point, that noise lies on a grid is not accounted.
 
     Losses and metrics of the training examples are not reported: they are not noised. :meth:`evaluate` is
     exact and has no guarantee; give it public data, or set ``client-evaluation=false``.
