@@ -35,7 +35,7 @@ class ClippedBatch:
     Guarantees
     ----------
     One example, whatever is in it, moves ``gradients`` by at most ``clip_norm``: its loss is traced apart
-    from the others'; its norm is rounded up; if its gradient has a number that is not finite, or a norm whose
+    from the others'; its norm is rounded up by an allowance (``products.ROUNDING``) that is not a worst-case bound; if its gradient has a number that is not finite, or a norm whose
     square float32 cannot hold, it contributes nothing.
     """
 
