@@ -35,8 +35,9 @@ class ClippedBatch:
     Guarantees
     ----------
     One example, whatever is in it, moves ``gradients`` by at most ``clip_norm``: its loss is traced apart
-    from the others'; its norm is rounded up by an allowance (``products.ROUNDING``) that is not a worst-case bound; if its gradient has a number that is not finite, or a norm whose
-    square float32 cannot hold, it contributes nothing.
+    from the others'; its norm is rounded up, by an allowance (``products.ROUNDING``) that is not a worst-case
+    bound; if its gradient has a number that is not finite, or a norm whose square float32 cannot hold, it
+    contributes nothing.
     """
 
     traced: TracedLoss

@@ -156,7 +156,8 @@ def test_digits_are_learnt_at_epsilon_four(task):
     )  # fmt: skip
     result = trainer.train(trainer.init(seed=0), data, seed=0)
     assert 3 < result.metrics["epsilon_record_zero_out"] < 4
-    # dp.md E: 92.9 % for a linear model at ε = 4, sd 1; one trial here at ε = 5.4 gave 92.8 %. The bound is loose: the noise is fresh each time.
+    # dp.md E: 92.9 % for a linear model at ε = 4, sd 1; one trial here at ε = 5.4 gave 92.8 %.
+    # The bound is loose: the noise is fresh each time.
     assert trainer.evaluate(result.arrays, task.load_test())["accuracy"] > 0.87
     assert trainer.plan(data).method == "ghost"
 
