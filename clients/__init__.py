@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .attacks.sybil import Sybil
     from .attacks.zero import Zero
     from .compilation_cache import enable_compilation_cache
+    from .dp_sgd import DPSupervised
     from .fast_convolutions import fast_convolutions
     from .layers import Conv, conv_general_dilated, max_pool_2x2
     from .losses import accuracy, softmax_cross_entropy, squared_error
@@ -37,6 +38,7 @@ __all__ = [
     "Backdoor",
     "Constant",
     "Conv",
+    "DPSupervised",
     "FreeRider",
     "GaussianNoise",
     "InnerProductManipulation",
@@ -71,6 +73,7 @@ _MODULES = {
     "Backdoor": "attacks.backdoor",
     "Constant": "attacks.constant",
     "Conv": "layers",
+    "DPSupervised": "dp_sgd",
     "FreeRider": "attacks.free_rider",
     "GaussianNoise": "attacks.gaussian_noise",
     "InnerProductManipulation": "attacks.inner_product_manipulation",

@@ -10,9 +10,11 @@ gradient for its output. On CPUs these are one matrix product with the *patches*
 side by side (im2col). See :data:`FEW_CHANNELS`.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +32,18 @@ FEW_CHANNELS = 8
 
 MAX_PATCHES = 2**21
 """... unless its patches have more numbers than this (8 MB in float32), which no cache would hold."""
+
+_plain = contextvars.ContextVar("plain_convolutions", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Within it :func:`conv_general_dilated` is ``lax``'s own: for who reads the convolutions in a jaxpr."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
 
 
 def conv_general_dilated(
@@ -52,7 +66,7 @@ def conv_general_dilated(
     all others are ``lax``'s own.
     """
     layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    if not (
+    if _plain.get() or not (
         lhs.ndim == 4
         and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
         and all(size == 1 for size in (*(lhs_dilation or ()), *(rhs_dilation or ())))

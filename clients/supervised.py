@@ -100,7 +100,7 @@ class Supervised:
                 f"supervised: task {self.task.name!r} has a metric named 'loss', which is the name of the "
                 "loss itself; rename the metric."
             )
-        optimizer = _optimizer(self.optimizer, learning_rate=self.learning_rate)
+        optimizer = named_optimizer(self.optimizer, learning_rate=self.learning_rate)
         enable_compilation_cache()
         like = jax.eval_shape(self.task.model.init, jax.random.key(0))
         _check_variables(like, task=self.task.name)
@@ -241,7 +241,7 @@ def _no_rows(like: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: np.zeros((0, *leaf.shape), leaf.dtype), like)
 
 
-def _optimizer(optimizer: Any, *, learning_rate: float) -> optax.GradientTransformation:
+def named_optimizer(optimizer: Any, *, learning_rate: float) -> optax.GradientTransformation:
     """Return the optax transformation that ``optimizer`` names or is."""
     if isinstance(optimizer, str):
         optimizer = build(Kind.OPTIMIZER, optimizer, defaults={"learning_rate": float(learning_rate)})
