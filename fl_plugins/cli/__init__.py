@@ -18,6 +18,7 @@ _COMMANDS = (
     "fl_plugins.cli.doctor",
     "fl_plugins.cli.simulate",
     "fl_plugins.cli.compare",
+    "fl_plugins.cli.privacy",
 )
 
 
