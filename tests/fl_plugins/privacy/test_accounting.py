@@ -46,9 +46,10 @@ def spent(one, rounds, delta=1e-5):
 @pytest.mark.parametrize("alpha", [2, 5, 17, 1.5, 3.7])
 def test_the_sampled_gaussians_renyi_divergence_is_the_integral(q, z, alpha):
     with mpmath.workdps(30):
-        density = lambda x: (
-            mpmath.npdf(x, 0, z) * (1 - q + q * mpmath.exp((2 * x - 1) / (2 * z * z))) ** alpha
-        )
+
+        def density(x):
+            return mpmath.npdf(x, 0, z) * (1 - q + q * mpmath.exp((2 * x - 1) / (2 * z * z))) ** alpha
+
         edges = [mpmath.mpf(step) * z / 2 for step in range(-60, int(2 * alpha / z) + 61)]
         oracle = float(mpmath.log(mpmath.quad(density, edges)) / (alpha - 1))
     index = int(np.argmin(abs(d.ORDERS - alpha)))
@@ -77,7 +78,8 @@ def test_the_exact_gaussian_satisfies_the_analytic_formula(mu, delta):
 )  # fmt: skip
 def test_poisson_values(q, z, rounds, rdp, pld):
     found = spent(release(z, untruncated(q)), rounds)
-    assert found[Method.RDP] == pytest.approx(rdp, abs=6e-4)
+    # dp-accounting's divergences between whole orders, which dp.md's values are from, are upper bounds only.
+    assert rdp - 0.006 < found[Method.RDP] < rdp + 6e-4
     assert found[Method.PLD] == pytest.approx(pld, rel=5e-3)
 
 
