@@ -173,7 +173,7 @@ def _library_rdp(release: Release) -> Vector:
         event = SampledWithoutReplacementDpEvent(sampling.population, sampling.size, event)
     # For Poisson sampling dp-accounting is exact at whole orders only: between them it adds up the absolute
     # values of an alternating series, and gives up with a warning where that does not converge.
-    fractional = (ORDERS != np.rint(ORDERS)) & isinstance(sampling, Poisson)
+    fractional = (np.rint(ORDERS) != ORDERS) & isinstance(sampling, Poisson)
     accountant = RdpAccountant(ORDERS[~fractional], relation)
     accountant.compose(event)
     values = np.empty_like(ORDERS)

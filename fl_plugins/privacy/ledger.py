@@ -259,8 +259,8 @@ def _parse(path: Path, raw: bytes, seq: int, previous: str) -> Line:
         good = False
     if not good:
         raise DataError(
-            f"privacy ledger {path}: line {seq + 1} was changed, or one before it was removed; what was spent "
-            "is unknown: restore the file, or treat this population's budget as used up."
+            f"privacy ledger {path}: line {seq + 1} was changed, or one before it was removed; what was "
+            "spent is unknown: restore the file, or treat this population's budget as used up."
         )
     return dict(line)
 
