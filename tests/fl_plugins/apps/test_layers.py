@@ -1,5 +1,6 @@
 """The dispatcher in the ready-made ClientApp: layers run in order, policies hold, nothing is left out."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_plugins import wire
+from fl_plugins._flower import BUNDLE_CHECKED
 from fl_plugins.apps.client_app import app
 from fl_plugins.apps.config import RunConfig
 from fl_plugins.apps.layers import layers_mod
@@ -189,3 +191,30 @@ def test_a_run_goes_on_with_the_nodes_whose_policies_allow_it_and_says_why_other
     everywhere = {node: {"policy": str(policy)} for node in range(1, 5)}
     with InProcessGrid(app, 4, run_config=given, node_configs=everywhere) as grid, pytest.raises(QuorumError):
         run_app(grid, RunConfig(task=config.task, num_rounds=1, client_evaluation=False))
+
+
+def test_a_list_of_bundles_that_nobody_has_looked_at_refuses_every_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f'fab_hashes = ["{"0" * 64}"]')
+    node = {"policy": str(policy)}
+    for checked in (None, "1"):  # "1": a process that this one was not
+        if checked:
+            monkeypatch.setenv(BUNDLE_CHECKED, checked)
+        assert (
+            "only enforced in a node that fl-plugins-supernode"
+            in serve({}, client=echo(), node_config=node, plugins="").error.reason
+        )
+    monkeypatch.setenv(BUNDLE_CHECKED, str(os.getpid()))
+    assert not serve({}, client=echo(), node_config=node, plugins="").has_error()
+
+
+def test_the_operator_says_where_the_data_are_and_the_run_may_not(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('dataset = "own"')
+    node = {"policy": str(policy)}
+    reason = serve({}, node_config=node, task="mnist10k()", plugins="").error.reason
+    assert str(tmp_path / "own") in reason
+    reason = serve({}, node_config=node, task="mnist10k(path='/etc')", plugins="").error.reason
+    assert "this node's operator says where its data are" in reason
