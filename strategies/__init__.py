@@ -9,6 +9,7 @@ from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
 from .centered_clipping import CenteredClipping
+from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
 from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
@@ -26,6 +27,7 @@ __all__ = [
     "Bulyan",
     "Caf",
     "CenteredClipping",
+    "DpFedAvg",
     "FedAvg",
     "FederatedStrategy",
     "GeometricMedian",
