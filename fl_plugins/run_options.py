@@ -76,7 +76,7 @@ class RunOptions:
         needs ``roll_call``. With 0 every node is one client.
     privacy_ledger : Path, optional
         Where a strategy with a privacy budget keeps what was spent; runs on the same clients share one file.
-        ``None`` keeps it in memory.
+        ``None`` keeps it beside the checkpoints, or in memory if there are none.
     emit : Emit
         Receives the run's events, see :mod:`fl_plugins.runlog.events`.
     """

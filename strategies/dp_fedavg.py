@@ -42,7 +42,7 @@ from .base import FederatedStrategy
 from .clipped_sum import ClippedSum
 from .cohort import Cohort
 from .dp_options import OWNER, AdaptiveClip, Clip, read_clip, read_sampling
-from .privacy_budget import PrivacyBudget, planned_noise_multiplier
+from .privacy_budget import LEDGER_NAME, PrivacyBudget, planned_noise_multiplier
 from .replies import to_metric_record
 from .roster import name_order
 from .server_optimizer import step
@@ -51,8 +51,9 @@ from .wrapping import check_plain_mean
 
 logger = logging.getLogger("flwr.fl_plugins")
 
-_CLIP_NORM = "dp_fedavg/clip_norm"
-"""Where a checkpoint keeps the clip norm of the next round."""
+_STATE = "dp_fedavg/state"
+"""Where a checkpoint keeps the clip norm of the next round, whether it has come down to the norms, and how many
+releases the ledger had."""
 
 
 @register(
@@ -164,6 +165,7 @@ class DpFedAvg(FederatedStrategy):
         relation, chosen = _relation(unit, adjacency), read_sampling(sampling, population)
         secure = insecure_seed is None
         multiplier = planned_noise_multiplier(
+            OWNER,
             relation,
             chosen,
             delta,
@@ -175,12 +177,12 @@ class DpFedAvg(FederatedStrategy):
         self.release = Release(mechanism=mechanism, sampling=chosen, relation=relation, secure=secure)
         self.update_noise, self.count_noise = self.clip.split(multiplier, self.expected_cohort)
         self.budget = PrivacyBudget(
-            self.release, delta=delta, max_epsilon=target_epsilon if max_epsilon is None else max_epsilon
+            OWNER, self.release, delta=delta, max_epsilon=target_epsilon if max_epsilon is None else max_epsilon
         )
         self._wait_for = population
         if isinstance(chosen, Poisson) or ("min_available_nodes" in options and isinstance(chosen, Everyone)):
             self._wait_for = self.settings.min_available_nodes
-        self._clip_norm = float(self.clip.initial)
+        self._clip_norm, self._settled = float(self.clip.initial), False
 
     @property
     def expected_cohort(self) -> float:
@@ -189,6 +191,39 @@ class DpFedAvg(FederatedStrategy):
         if isinstance(sampling, Poisson):
             return sampling.rate * self.population
         return float(self.population if isinstance(sampling, Everyone) else sampling.size)
+
+    @property
+    def clip_norm(self) -> float:
+        """The clip norm of the next round."""
+        return self._clip_norm
+
+    def noise_source(self, purpose: str, number: int, attempt: int = 1) -> NoiseSource:
+        """Return the randomness of one purpose in one round: the operating system's, unless a seed is set."""
+        if self.insecure_seed is None:
+            return NoiseSource()
+        return NoiseSource(insecure_seed=derive_seed(self.insecure_seed, OWNER, purpose, number, attempt))
+
+    def make_public(
+        self, layout: Layout, base: NamedArrays, total: ClippedSum, source: NoiseSource
+    ) -> NamedArrays:
+        """Return the new parameters from the noisy sum, and set the next clip norm from the noisy bits.
+
+        This is the release: all that leaves the server in a round follows from what is returned here.
+        """
+        clip_norm, clipped = self._clip_norm, total.total
+        # The clip norm that was used, not the next one: the noise must fit what one client could change.
+        noisy = clipped + source.normal(clipped.size) * (self.update_noise * clip_norm)
+        noisy /= self.expected_cohort * self.mean_weight
+        if isinstance(self.clip, AdaptiveClip) and self.count_noise is not None:
+            noisy_bits = total.bits + self.count_noise * float(source.normal(1)[0])
+            below = self.clip.below(noisy_bits, self.expected_cohort)
+            self._clip_norm = self.clip.follow(clip_norm, below)
+            self._settled = self._settled or not self.clip.is_far_above(below)
+            if not self._settled:
+                return dict(base)
+        aggregate = Aggregate(total.spread(noisy).astype(layout.compute_dtype), np.zeros(0))
+        parameters = step(layout, base, aggregate, optimizer=self.server_optimizer)
+        return {key: parameters.get(key, base[key]) for key in base}
 
     # -- Flower's interface ----------------------------------------------------------------------------
 
@@ -209,10 +244,8 @@ class DpFedAvg(FederatedStrategy):
             If too few clients connect in time.
         """
         self._trained(Layout.of(to_named(arrays)))
-        self.budget.require()
         messages = super().configure_train(server_round, arrays, config, grid)
-        assert self._cohort is not None
-        self.budget.reserve(server_round, self._cohort.attempt)
+        self.budget.reserve(server_round)
         return messages
 
     def aggregate_train(
@@ -238,7 +271,9 @@ class DpFedAvg(FederatedStrategy):
         )
         accepted, self.tally = self._judge(cohort, replies, total)
         self._check_replies(cohort)
-        clip_norm, parameters = self._clip_norm, self._make_public(cohort, total)
+        clip_norm = self._clip_norm
+        source = self.noise_source("noise", server_round, cohort.attempt)
+        parameters = from_named(self.make_public(cohort.layout, cohort.base, total, source))
         report = self.budget.commit(server_round)
         denominator = self.expected_cohort * self.mean_weight
         self._session.emit(
@@ -280,26 +315,31 @@ class DpFedAvg(FederatedStrategy):
     def begin(self, options: RunOptions, *, seed: int) -> None:
         """Start a run: open the ledger, which knows what earlier runs on these clients have spent."""
         super().begin(options, seed=seed)
-        self.budget.open(options.privacy_ledger, configuration=self.describe(), resume=options.resume)
+        path, folder = options.privacy_ledger, options.checkpoint_dir
+        if path is None and folder is not None:
+            path = folder / LEDGER_NAME
+        self.budget.open(path, configuration=self.describe(), resume=options.resume)
         if options.client_evaluation and not self.unprotected_metrics:
             logger.info("%s: the clients' own metrics are withheld, nothing protects them", OWNER)
         if not self.release.secure:
             logger.warning("%s: insecure_seed is set: the noise can be subtracted, and ε is VOID", OWNER)
 
-    def stop_before(self, number: int) -> str | None:
-        """Return why round ``number`` may not be run: it would exceed the budget."""
-        return self.budget.stop_reason(number)
+    def stop_before(self, number: int) -> str | None:  # noqa: ARG002  all rounds cost the same
+        """Return why no other round may be run: it would exceed the budget."""
+        return self.budget.stop_reason()
 
     def state(self) -> NamedArrays:
-        """Return what must survive a restart: the inner strategy's, and the next round's clip norm."""
-        return {**super().state(), _CLIP_NORM: np.array(self._clip_norm)}
+        """Return what must survive a restart: the inner strategy's, and the clip norm."""
+        clip = np.array([self._clip_norm, float(self._settled), float(self.budget.num_releases)])
+        return {**super().state(), _STATE: clip}
 
     def restore(self, parameters: NamedArrays, state: NamedArrays) -> None:
         """Take up what :meth:`state` returned."""
         rest = dict(state)
-        clip_norm = rest.pop(_CLIP_NORM, None)
+        clip_norm, settled, spent = rest.pop(_STATE, np.array([self.clip.initial, 0.0, 0.0])).tolist()
         super().restore(parameters, rest)
-        self._clip_norm = float(self.clip.initial if clip_norm is None else clip_norm)
+        self.budget.check_spent(int(spent))
+        self._clip_norm, self._settled = clip_norm, bool(settled)
 
     def describe(self) -> str:
         """Return one line that identifies the guarantee, the rule and every setting."""
@@ -357,7 +397,7 @@ class DpFedAvg(FederatedStrategy):
                 f"{OWNER}: {len(names)} clients are connected, but the accounting is for population="
                 f"{self.population}; declare all that there may be."
             )
-        drawn = self.release.sampling.draw(names, self._source("sample", number, attempt))
+        drawn = self.release.sampling.draw(names, self.noise_source("sample", number, attempt))
         return {name: connected[name] for name in drawn}, len(connected)
 
     # -- Inside ----------------------------------------------------------------------------------------
@@ -369,12 +409,6 @@ class DpFedAvg(FederatedStrategy):
     def _form(self, rule: Aggregator, layout: Layout) -> str:  # noqa: ARG002  whatever the rule
         """Ask cohort nodes for every client's parameters: each is clipped here."""
         return wire.EACH
-
-    def _source(self, purpose: str, number: int, attempt: int) -> NoiseSource:
-        """Return a source of randomness for one purpose."""
-        if self.insecure_seed is None:
-            return NoiseSource()
-        return NoiseSource(insecure_seed=derive_seed(self.insecure_seed, OWNER, purpose, number, attempt))
 
     def _check_replies(self, cohort: Cohort) -> None:
         """End the run if too few clients sent anything, whatever it was."""
@@ -390,22 +424,6 @@ class DpFedAvg(FederatedStrategy):
                 cohort.number,
                 len(cohort.clients),
             )
-
-    def _make_public(self, cohort: Cohort, total: ClippedSum) -> ArrayRecord:
-        """Return the new parameters from the noisy sum, and set the next clip norm from the noisy bits."""
-        source = self._source("noise", cohort.number, cohort.attempt)
-        # The clip norm that was used, not the next one: the noise must fit what one client could change.
-        noisy = total.total + source.normal(total.total.size) * (self.update_noise * self._clip_norm)
-        noisy /= self.expected_cohort * self.mean_weight
-        value = total.spread(noisy).astype(cohort.layout.compute_dtype)
-        aggregate = Aggregate(value, np.zeros(0))
-        parameters = step(cohort.layout, cohort.base, aggregate, optimizer=self.server_optimizer)
-        if isinstance(self.clip, AdaptiveClip) and self.count_noise is not None:
-            bits = total.bits + self.count_noise * float(source.normal(1)[0])
-            self._clip_norm = self.clip.follow(
-                self._clip_norm, noisy_bits=bits, expected_cohort=self.expected_cohort
-            )
-        return from_named({key: parameters.get(key, cohort.base[key]) for key in cohort.base})
 
 
 def _relation(unit: str, adjacency: str) -> NeighborRelation:

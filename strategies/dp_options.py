@@ -67,6 +67,10 @@ class AdaptiveClip:
     bits says which part of the norms is below; where that is more than ``quantile``, the next clip norm is
     smaller. The bits' cost is part of the noise multiplier that is accounted.
 
+    One thing is not in the paper: a run that starts with a clip norm far above all norms takes no step until the
+    noisy bits say that some norms are above. Noise in proportion to such a clip norm would do more damage than the
+    rest of the run can mend. The bits are public by then, so what follows from them costs no privacy.
+
     Parameters
     ----------
     initial : float
@@ -115,14 +119,21 @@ class AdaptiveClip:
         assert math.isclose(joint, noise_multiplier), "the two releases are the one accounted"
         return updates, count_noise
 
-    def follow(self, clip_norm: float, *, noisy_bits: float, expected_cohort: float) -> float:
-        """Return the next round's clip norm from the noisy sum of centred bits.
+    def below(self, noisy_bits: float, expected_cohort: float) -> float:
+        """Return which part of the norms is at most the clip norm, from the noisy sum of centred bits."""
+        return noisy_bits / expected_cohort + 0.5
 
-        >>> AdaptiveClip(initial=1.0).follow(1.0, noisy_bits=50.0, expected_cohort=100.0) < 1.0
+    def follow(self, clip_norm: float, below: float) -> float:
+        """Return the next round's clip norm.
+
+        >>> AdaptiveClip(initial=1.0).follow(1.0, below=0.9) < 1.0 < AdaptiveClip(initial=1.0).follow(1.0, below=0.1)
         True
         """
-        below = noisy_bits / expected_cohort + 0.5
         return clip_norm * math.exp(-self.learning_rate * (below - self.quantile))
+
+    def is_far_above(self, below: float) -> bool:
+        """Whether hardly a norm is above the clip norm: fewer than a fifth of those that are meant to be."""
+        return 1.0 - below < (1.0 - self.quantile) / 5.0
 
 
 Clip = FixedClip | AdaptiveClip

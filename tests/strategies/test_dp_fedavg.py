@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fl_plugins import wire
-from fl_plugins.errors import ConfigError, ConfigTypeError, ContractError, PreconditionError, QuorumError
+from fl_plugins.errors import CheckpointError, ConfigError, ConfigTypeError, ContractError, PreconditionError, QuorumError
 from fl_plugins.node_policy import announcement
 from fl_plugins.privacy import joint_noise_multiplier
 from fl_plugins.registry import Kind
@@ -122,7 +122,7 @@ def test_an_empty_cohort_releases_noise_with_the_same_denominator() -> None:
             break
     assert released.sent == []
     assert strategy.budget.report().num_releases == 1
-    noise = strategy._source("noise", 1, 1).normal(16) * 0.5 / strategy.expected_cohort
+    noise = strategy.noise_source("noise", 1, 1).normal(16) * 0.5 / strategy.expected_cohort
     moved = np.concatenate([(released.arrays[key] - MODEL[key]).ravel() for key in sorted(MODEL)])
     np.testing.assert_allclose(moved, noise, rtol=1e-5, atol=1e-6)
 
@@ -225,7 +225,7 @@ class TestAdaptiveClipping:
         one, other = play(adaptive, clients), play(fixed, clients)
         for key in MODEL:
             np.testing.assert_array_equal(one.arrays[key], other.arrays[key])
-        assert adaptive._clip_norm != 0.5
+        assert adaptive.clip_norm != 0.5
 
     @pytest.mark.parametrize("initial", [0.05, 20.0])
     @pytest.mark.parametrize(("quantile", "lower", "upper"), [(0.5, 0.7, 1.4), (0.9, 2.2, 5.0)])
@@ -240,15 +240,32 @@ class TestAdaptiveClipping:
         reached = []
         for number in range(1, 81):
             play(strategy, clients, number=number)
-            reached.append(strategy._clip_norm)
+            reached.append(strategy.clip_norm)
         assert lower < np.median(reached[-10:]) < upper
+
+    def test_no_step_is_taken_while_the_clip_norm_is_far_above_all_norms_and_every_step_after(self) -> None:
+        strategy = make(clip="adaptive(initial=20.0, learning_rate=1.0)", noise_multiplier=0.1)
+        clients = dict.fromkeys(range(6), moving(1.0, norm=1.0))
+        model, still_there = dict(MODEL), []
+        for number in range(1, 16):
+            used = strategy.clip_norm
+            model_after = play(strategy, clients, model=model, number=number).arrays
+            same = all((model_after[key] == model[key]).all() for key in model)
+            still_there.append(same)
+            assert same == (used > 1.0 and all(still_there)), number
+            model = model_after
+        assert still_there[0]
+        assert not still_there[-1]
 
     def test_the_clip_norm_survives_a_restart(self) -> None:
         strategy = make(clip="adaptive(initial=0.5)")
         play(strategy, {})
         other = make(clip="adaptive(initial=0.5)")
+        with pytest.raises(CheckpointError, match="has 0 releases, but the checkpoint was made after 1"):
+            other.restore(dict(MODEL), strategy.state())
+        other.budget = strategy.budget
         other.restore(dict(MODEL), strategy.state())
-        assert other._clip_norm == strategy._clip_norm != 0.5
+        assert other.clip_norm == strategy.clip_norm != 0.5
 
     def test_the_count_is_in_no_event_and_no_metric(self) -> None:
         events: list[tuple[str, dict[str, Any]]] = []

@@ -57,7 +57,7 @@ def test_a_pair_one_clip_norm_apart_is_what_the_noise_multiplier_is_of() -> None
     strategy = make(noise_multiplier=2.0)
     zeros = play(strategy, {}, model=F64)
     noise = np.concatenate([(zeros.arrays[key] - F64[key]).ravel() for key in sorted(F64)])
-    expected = strategy._source("noise", 1, 1).normal(noise.size) * (2.0 * C)
+    expected = strategy.noise_source("noise", 1, 1).normal(noise.size) * (2.0 * C)
     np.testing.assert_allclose(noise * strategy.expected_cohort, expected, rtol=1e-9)
 
 
