@@ -1,0 +1,88 @@
+"""Differential privacy without Flower: mechanisms, sampling, accounting, calibration, ledger.
+
+What a round releases is one :class:`Release`: mechanism, sampling, and whom it protects. The same object goes
+to the sampler, the noise, the :class:`Accountant` and the ledger. Unit and adjacency are required
+everywhere and printed beside every ε.
+
+Names are imported when they are first asked for; dp-accounting, which takes seconds, when a number needs it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accounting import Accountant, Budget, Method, Report
+    from .mechanisms import (
+        DiscreteGaussian,
+        Gaussian,
+        Laplace,
+        Mechanism,
+        Skellam,
+        joint_noise_multiplier,
+        remaining_noise_multiplier,
+    )
+    from .random import NoiseSource
+    from .releases import Release
+    from .sampling import Everyone, FixedSize, Poisson, Sampling
+    from .units import Adjacency, NeighborRelation, Unit
+
+__all__ = [
+    "Accountant",
+    "Adjacency",
+    "Budget",
+    "DiscreteGaussian",
+    "Everyone",
+    "FixedSize",
+    "Gaussian",
+    "Laplace",
+    "Mechanism",
+    "Method",
+    "NeighborRelation",
+    "NoiseSource",
+    "Poisson",
+    "Release",
+    "Report",
+    "Sampling",
+    "Skellam",
+    "Unit",
+    "joint_noise_multiplier",
+    "remaining_noise_multiplier",
+]
+
+_HOMES = {
+    "Accountant": "accounting",
+    "Adjacency": "units",
+    "Budget": "accounting",
+    "DiscreteGaussian": "mechanisms",
+    "Everyone": "sampling",
+    "FixedSize": "sampling",
+    "Gaussian": "mechanisms",
+    "Laplace": "mechanisms",
+    "Mechanism": "mechanisms",
+    "Method": "accounting",
+    "NeighborRelation": "units",
+    "NoiseSource": "random",
+    "Poisson": "sampling",
+    "Release": "releases",
+    "Report": "accounting",
+    "Sampling": "sampling",
+    "Skellam": "mechanisms",
+    "Unit": "units",
+    "joint_noise_multiplier": "mechanisms",
+    "remaining_noise_multiplier": "mechanisms",
+}
+"""The module that each name is from."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return what is there, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,186 @@
+"""What one release costs: Rényi divergences at fixed orders, exact forms, and privacy loss distributions.
+
+Vectors are cached per release. dp-accounting supplies the Rényi divergences of (sampled) Gaussian and Laplace
+noise and the numerical privacy loss distributions (PLD); it takes seconds to import and is imported when
+first needed. Here is what it lacks: truncation for RDP, discrete Gaussian and Skellam noise, the exact
+composition of unsampled Gaussians.
+"""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .mechanisms import DiscreteGaussian, Gaussian, Laplace, Skellam
+from .releases import Release
+from .sampling import Everyone, FixedSize, Poisson
+
+Vector = NDArray[np.float64]
+
+ORDERS: Vector = np.array(
+    [*(1.0 + tenth / 10.0 for tenth in range(1, 100)), *range(11, 64), 128.0, 256.0, 512.0, 1024.0]
+)
+"""The Rényi orders of every accountant: dp-accounting's own, so that values can be compared."""
+
+PLD_INTERVAL = 1e-4
+"""Discretisation of privacy losses. At 10⁻³ small ε are overestimated by up to 4 % (q = 0.001, z = 1,
+1000 rounds: 0.155 instead of 0.149)."""
+
+
+@lru_cache(maxsize=4096)
+def rdp(release: Release) -> Vector:
+    """Return the Rényi divergence of one release at each of :data:`ORDERS`; read-only.
+
+    For truncated Poisson sampling it is that of the mechanism that is left when the event of probability
+    :func:`truncation_probability` is set aside.
+    """
+    mechanism = release.mechanism
+    if isinstance(mechanism, Skellam):
+        vector = _skellam_rdp(mechanism, release.relation.adjacency.clip_norms)
+    elif isinstance(mechanism, DiscreteGaussian):
+        shift = mechanism.l2_sensitivity * release.relation.adjacency.clip_norms
+        vector = ORDERS * (shift / mechanism.std) ** 2 / 2.0
+    elif isinstance(mechanism, Gaussian) and isinstance(release.sampling, Everyone):
+        vector = ORDERS / (2.0 * release.effective_noise_multiplier**2)
+    else:
+        vector = _library_rdp(release)
+    vector.flags.writeable = False
+    return vector
+
+
+def epsilon_from_rdp(orders: Vector, values: Vector, delta: float) -> float:
+    """Return the smallest ε over all orders (Canonne, Kamath & Steinke 2020, Proposition 12).
+
+    ε = min_α RDP(α) + log((α − 1)/α) − (log δ + log α)/(α − 1); 0 if already the total variation, bounded by
+    √(1 − e^(−KL)), is below δ.
+    """
+    if not delta > 0.0:
+        return math.inf if np.any(values > 0.0) else 0.0
+    if np.any(delta**2 + np.expm1(-values) > 0.0):
+        return 0.0
+    candidates = values + np.log1p(-1.0 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1.0)
+    return max(float(np.min(candidates)), 0.0)
+
+
+def truncation_probability(release: Release) -> float:
+    """Return the probability that one unit is drawn *and* its round's cohort is cut.
+
+    Only then does truncation make a release depend on the unit in another way than Poisson sampling does.
+    """
+    sampling = release.sampling
+    if not isinstance(sampling, Poisson):
+        return 0.0
+    from scipy.stats import binom
+
+    return float(sampling.rate * binom.sf(sampling.cap - 1, sampling.population - 1, sampling.rate))
+
+
+def gaussian_delta(epsilon: float, mu: float) -> float:
+    """Return δ(ε) of a Gaussian mechanism whose sensitivity is μ standard deviations (Balle & Wang 2018).
+
+    δ = Φ(μ/2 − ε/μ) − e^ε · Φ(−μ/2 − ε/μ). T rounds have μ = √T · (μ of one).
+    """
+    from scipy.special import log_ndtr
+
+    if mu == 0.0:
+        return 0.0
+    upper = float(log_ndtr(mu / 2.0 - epsilon / mu))
+    lower = epsilon + float(log_ndtr(-mu / 2.0 - epsilon / mu))
+    return -math.exp(upper) * math.expm1(lower - upper) if lower < upper else 0.0
+
+
+def gaussian_epsilon(delta: float, mu: float) -> float:
+    """Return the smallest ε ≥ 0 with δ(ε) ≤ ``delta``, never below the exact value."""
+    if not delta > 0.0:
+        return math.inf if mu > 0.0 else 0.0
+    if gaussian_delta(0.0, mu) <= delta:
+        return 0.0
+    low, high = 0.0, 1.0
+    while gaussian_delta(high, mu) > delta:
+        low, high = high, 2.0 * high
+    while high - low > 1e-13 * high:
+        middle = (low + high) / 2.0
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if gaussian_delta(middle, mu) > delta else (low, middle)
+    return high
+
+
+def has_pld(release: Release) -> bool:
+    """Whether the release has a privacy loss distribution here."""
+    return isinstance(release.mechanism, (Gaussian, Laplace)) and not isinstance(release.sampling, FixedSize)
+
+
+@lru_cache(maxsize=64)
+def pld(release: Release, count: int) -> Any:
+    """Return dp-accounting's privacy loss distribution of ``count`` such releases."""
+    from dp_accounting.pld import privacy_loss_distribution as library
+
+    noise = release.effective_noise_multiplier
+    sampling = release.sampling
+    if isinstance(release.mechanism, Laplace):
+        return library.from_laplace_mechanism(noise, value_discretization_interval=PLD_INTERVAL).self_compose(
+            count
+        )
+    if isinstance(sampling, Poisson):
+        return _poisson_pld(release).self_compose(count)
+    return library.from_gaussian_mechanism(
+        noise / math.sqrt(count), value_discretization_interval=PLD_INTERVAL
+    )
+
+
+@lru_cache(maxsize=64)
+def _poisson_pld(release: Release) -> Any:
+    """Return the privacy loss distribution of one release under truncated Poisson sampling."""
+    from dp_accounting.pld import privacy_loss_distribution as library
+
+    sampling = release.sampling
+    assert isinstance(sampling, Poisson), "of pld()"
+    return library.from_truncated_subsampled_gaussian_mechanism(
+        dataset_size=sampling.population,
+        sampling_probability=sampling.rate,
+        truncated_batch_size=sampling.cap,
+        noise_multiplier=release.effective_noise_multiplier,
+        value_discretization_interval=PLD_INTERVAL,
+    )
+
+
+def _library_rdp(release: Release) -> Vector:
+    """Return dp-accounting's Rényi divergences."""
+    from dp_accounting import (
+        DpEvent,
+        GaussianDpEvent,
+        LaplaceDpEvent,
+        NeighboringRelation,
+        PoissonSampledDpEvent,
+        SampledWithoutReplacementDpEvent,
+    )
+    from dp_accounting.rdp import RdpAccountant
+
+    noise, sampling = release.effective_noise_multiplier, release.sampling
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    event: DpEvent = (
+        LaplaceDpEvent(noise) if isinstance(release.mechanism, Laplace) else GaussianDpEvent(noise)
+    )
+    if isinstance(sampling, Poisson):
+        event = PoissonSampledDpEvent(sampling.rate, event)
+    elif isinstance(sampling, FixedSize):
+        # dp-accounting 0.6 takes the noise over the clip norm here and forgets that a replaced unit moves the
+        # sum by two of them (its issue 378); the effective multiplier is over the sensitivity already.
+        relation = NeighboringRelation.REPLACE_ONE
+        event = SampledWithoutReplacementDpEvent(sampling.population, sampling.size, event)
+    accountant = RdpAccountant(ORDERS, relation)
+    accountant.compose(event)
+    return np.asarray(accountant.rdp, dtype=np.float64)
+
+
+def _skellam_rdp(mechanism: Skellam, clip_norms: int) -> Vector:
+    """Return the bound of Agarwal, Kairouz & Liu 2021, Theorem 3.5, for whole orders; others use the next."""
+    l2, l1 = mechanism.l2_sensitivity * clip_norms, mechanism.l1_sensitivity * clip_norms
+    variance, alpha = mechanism.variance, np.ceil(ORDERS)
+    correction = np.minimum(
+        ((2.0 * alpha - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance**2), 3.0 * l1 / (2.0 * variance)
+    )
+    return np.asarray(alpha * l2**2 / (2.0 * variance) + correction)
