@@ -173,11 +173,16 @@ class DpFedAvg(FederatedStrategy):
             target_epsilon=target_epsilon,
             num_rounds=num_rounds,
         )
-        mechanism = Gaussian(noise_multiplier=multiplier)
-        self.release = Release(mechanism=mechanism, sampling=chosen, relation=relation, secure=secure)
+        self.noise_multiplier = multiplier
+        self.release = Release(
+            mechanism=Gaussian(noise_multiplier=multiplier), sampling=chosen, relation=relation, secure=secure
+        )
         self.update_noise, self.count_noise = self.clip.split(multiplier, self.expected_cohort)
         self.budget = PrivacyBudget(
-            OWNER, self.release, delta=delta, max_epsilon=target_epsilon if max_epsilon is None else max_epsilon
+            OWNER,
+            self.release,
+            delta=delta,
+            max_epsilon=target_epsilon if max_epsilon is None else max_epsilon,
         )
         self._wait_for = population
         if isinstance(chosen, Poisson) or ("min_available_nodes" in options and isinstance(chosen, Everyone)):
@@ -293,7 +298,7 @@ class DpFedAvg(FederatedStrategy):
             delta=report.delta,
             **asdict(report.relation),
             method=report.method,
-            noise_multiplier=self.release.mechanism.noise_multiplier,
+            noise_multiplier=self.noise_multiplier,
             clip_norm=clip_norm,
             secure=report.secure,
         )
@@ -370,7 +375,7 @@ class DpFedAvg(FederatedStrategy):
         promise: dict[str, object] = {
             "unit": relation.unit.value,
             "adjacency": relation.adjacency.value,
-            "noise_multiplier": self.release.mechanism.noise_multiplier,
+            "noise_multiplier": self.noise_multiplier,
             "clip_norm": self._clip_norm,
             "delta": self.budget.delta,
             "expected_cohort": self.expected_cohort,

@@ -6,7 +6,7 @@ These are no plugins: a sampling is only as good as its accounting, which a thir
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from fl_plugins.checks import check_number
@@ -30,6 +30,10 @@ COUNT_NOISE_PART = 20.0
 
 LEAST_COUNT_NOISE = 1.64
 """In noise multipliers: with the count's noise so large, the updates' noise grows by 5 % at most."""
+
+
+_CUT_PROBABILITY = 1e-15
+"""Of a Poisson cohort above its cap. The cap is at the mean plus five standard deviations, or higher for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +165,19 @@ def read_sampling(given: "Sampling | Spec | str", population: int) -> Sampling:
         "poisson": Poisson,
         "fixed_size": FixedSize,
     }
-    return _made("sampling", given, kinds, population=population)
+    sampling = _made("sampling", given, kinds, population=population)
+    return _rarely_cut(sampling) if isinstance(sampling, Poisson) else sampling
+
+
+def _rarely_cut(sampling: Poisson) -> Poisson:
+    """Return the sampling with a cap that is so seldom reached that cutting costs no ε at any number of rounds.
+
+    Replies are summed as they arrive, so a large cohort needs time, not memory.
+    """
+    from scipy.stats import binom
+
+    least = int(binom.isf(_CUT_PROBABILITY, sampling.population, sampling.rate)) + 1
+    return replace(sampling, max_cohort=min(max(sampling.cap, least), sampling.population))
 
 
 def read_clip(given: "Clip | Spec | str | None", clip_norm: float | None) -> Clip:

@@ -78,7 +78,9 @@ class LocalDp(FederatedStrategy):
         check_number(OWNER, "clip_norm", clip_norm, minimum=0.0, open_below=True)
         check_int(OWNER, "max_rounds", max_rounds, minimum=1)
         if untrained_arrays not in ("refuse", "keep"):
-            raise ConfigError(f"{OWNER}: untrained_arrays={untrained_arrays!r}, but it is 'refuse' or 'keep'.")
+            raise ConfigError(
+                f"{OWNER}: untrained_arrays={untrained_arrays!r}, but it is 'refuse' or 'keep'."
+            )
         local_release(epsilon=epsilon, delta=delta, max_rounds=max_rounds)  # that there is such noise
         self.max_rounds, self.unprotected_metrics = max_rounds, unprotected_metrics
         self.untrained_arrays = untrained_arrays

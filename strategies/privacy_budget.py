@@ -5,9 +5,11 @@ from pathlib import Path
 
 from fl_plugins.checks import check_int, check_number
 from fl_plugins.errors import CheckpointError, ConfigError
-from fl_plugins.privacy import NeighborRelation, Release, Report, Sampling, calibrate_noise_multiplier, check_delta
+from fl_plugins.privacy import NeighborRelation, Release, Report, Sampling
+from fl_plugins.privacy.accounting import check_delta
 from fl_plugins.privacy_account import PrivacyAccount
 from fl_plugins.privacy_ledger import PrivacyLedger
+from fl_plugins.privacy_plan import smallest_noise_multiplier
 
 LEDGER_NAME = "privacy_ledger.jsonl"
 """Beside the checkpoints, if no other path is given: a run that is resumed finds what it has spent."""
@@ -33,7 +35,9 @@ def planned_noise_multiplier(
         Unless exactly one of ``noise_multiplier`` and ``target_epsilon`` with ``num_rounds`` is given.
     """
     check_delta(owner, delta)
-    if (noise_multiplier is None) == (target_epsilon is None) or (target_epsilon is None) != (num_rounds is None):
+    if (noise_multiplier is None) == (target_epsilon is None) or (target_epsilon is None) != (
+        num_rounds is None
+    ):
         raise ConfigError(
             f"{owner}: noise_multiplier={noise_multiplier}, target_epsilon={target_epsilon} and num_rounds="
             f"{num_rounds}; give either noise_multiplier, or target_epsilon with the num_rounds that it is for."
@@ -44,7 +48,7 @@ def planned_noise_multiplier(
     assert num_rounds is not None
     check_number(owner, "target_epsilon", target_epsilon, minimum=0.0, open_below=True)
     check_int(owner, "num_rounds", num_rounds, minimum=1)
-    return calibrate_noise_multiplier(
+    return smallest_noise_multiplier(
         epsilon=target_epsilon, delta=delta, num_releases=num_rounds, sampling=sampling, relation=relation
     )
 
@@ -150,7 +154,7 @@ class PrivacyBudget:
         assert self._reserved is not None
         self._account.commit(self._reserved[1])
         self._reserved = None
-        return self.report()
+        return self._account.quick_report()
 
     def report(self) -> Report:
         """Return what is spent by all runs in the ledger."""
@@ -158,6 +162,4 @@ class PrivacyBudget:
 
     def _account_in(self, ledger: PrivacyLedger) -> PrivacyAccount:
         """Return the account that ``ledger`` keeps."""
-        return PrivacyAccount(
-            ledger, delta=self.delta, max_epsilon=self.max_epsilon, owner=self.owner
-        )
+        return PrivacyAccount(ledger, delta=self.delta, max_epsilon=self.max_epsilon, owner=self.owner)

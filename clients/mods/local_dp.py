@@ -26,7 +26,7 @@ from fl_plugins.clipped_updates import UpdateVector, clip_factor, trained_keys
 from fl_plugins.errors import BudgetError, PolicyError, ReplyError
 from fl_plugins.local_privacy import local_release
 from fl_plugins.node_account import NodeAccount
-from fl_plugins.privacy import NoiseSource, Release
+from fl_plugins.privacy import Gaussian, NoiseSource, Release
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.registry import Kind, register
 
@@ -38,7 +38,9 @@ _COUNTER = "fl-plugins.local-dp"
 """Record in the context's state: how many updates this run has had."""
 
 
-@register(Kind.MOD, "local_dp", paper="Balle & Wang 2018, Improving the Gaussian Mechanism for Differential Privacy")
+@register(
+    Kind.MOD, "local_dp", paper="Balle & Wang 2018, Improving the Gaussian Mechanism for Differential Privacy"
+)
 @dataclass(frozen=True, kw_only=True)
 class LocalDp:
     """Clip the update, add Gaussian noise to it, withhold the metrics, and charge the node's own account.
@@ -86,6 +88,7 @@ class LocalDp:
     @property
     def noise_std(self) -> float:
         """Standard deviation of the noise on every coordinate."""
+        assert isinstance(self.release.mechanism, Gaussian)
         return self.release.mechanism.noise_multiplier * self.clip_norm
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:

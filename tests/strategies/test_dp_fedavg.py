@@ -8,7 +8,14 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from fl_plugins import wire
-from fl_plugins.errors import CheckpointError, ConfigError, ConfigTypeError, ContractError, PreconditionError, QuorumError
+from fl_plugins.errors import (
+    CheckpointError,
+    ConfigError,
+    ConfigTypeError,
+    ContractError,
+    PreconditionError,
+    QuorumError,
+)
 from fl_plugins.node_policy import announcement
 from fl_plugins.privacy import joint_noise_multiplier
 from fl_plugins.registry import Kind
