@@ -1,4 +1,4 @@
-"""One client's update as one float64 vector, its norm, and the factor that clips it: for server and client.
+"""One client's update over the arrays that count, in float64: for server and client.
 
 Which arrays count is a rule of its own: those that are trained. An array that is not clipped and noised with the
 others would leave the client, or the server, unprotected.
@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
+from .privacy import Clipped, clip_l2, clip_l2_per_layer
 from .records import Layout
 from .training import NamedArrays
 
 _TRAINED = "params/"
 
-_ROUNDING = 1.0 - 2.0**-30
-"""Clipped updates end a little inside: a norm is computed with a relative error of at most some d·2⁻⁵³."""
+Floats = dict[str, NDArray[np.float64]]
 
 
 def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str, ...]:
@@ -34,8 +34,8 @@ def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str,
     others = sorted({*floats, *layout.other_keys}.difference(named))
     if others and not keep_others:
         raise ConfigError(
-            f"{owner}: the model has {others[0]!r} ({len(others)} arrays that are not trained by gradients), which "
-            "no noise protects; use a model without (GroupNorm or LayerNorm for BatchNorm), or "
+            f"{owner}: the model has {others[0]!r} ({len(others)} arrays that are not trained by gradients), "
+            "which no noise protects; use a model without (GroupNorm or LayerNorm for BatchNorm), or "
             'untrained_arrays="keep" to leave them at their initial values.'
         )
     if not named:
@@ -43,8 +43,8 @@ def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str,
     return named
 
 
-class UpdateVector:
-    """Reads replies into one buffer: Δ over the trained arrays in the layout's order, ``(d,)`` float64.
+class ClippedUpdates:
+    """Reads replies into one buffer: reply − base over the trained arrays, clipped.
 
     Parameters
     ----------
@@ -52,69 +52,48 @@ class UpdateVector:
         The model, and the parameters that clients start from.
     keys : Sequence[str]
         The arrays that count, see :func:`trained_keys`.
+    clip_norm : float
+        The largest norm of what :meth:`read` returns.
+    per_layer : bool
+        Clip each of the L arrays to clip_norm/√L instead of the whole.
     """
 
-    def __init__(self, layout: Layout, base: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> None:
-        self._layout, self._base, self._keys = layout, base, tuple(keys)
-        self.values: NDArray[np.float64] = np.zeros(sum(base[key].size for key in self._keys))
+    def __init__(
+        self,
+        layout: Layout,
+        base: Mapping[str, NDArray[Any]],
+        keys: Sequence[str],
+        *,
+        clip_norm: float,
+        per_layer: bool = False,
+    ) -> None:
+        self._layout, self._base = layout, base
+        self._clip_norm = clip_norm
+        self._layer_norms = dict.fromkeys(keys, clip_norm / math.sqrt(len(keys))) if per_layer else None
+        self._update: Floats = {key: np.empty(base[key].shape) for key in keys}
 
-    def read(self, arrays: Mapping[str, NDArray[Any]]) -> float:
-        """Fill ``values`` with reply − base and return their norm; what is not finite becomes zero as a whole."""
-        start = 0
+    def read(self, arrays: Mapping[str, NDArray[Any]]) -> Clipped:
+        """Return one client's clipped update; what is not finite is zero as a whole."""
         with np.errstate(over="ignore", invalid="ignore"):
-            for key in self._keys:
-                base = self._base[key].reshape(-1)
-                place = slice(start, start + base.size)
-                start += base.size
-                values = np.asarray(arrays[key]).reshape(-1)
-                np.subtract(values, base, out=self.values[place], dtype=np.float64, casting="unsafe")
-            norm = _norm(self.values)
-        if not math.isfinite(norm):
-            self.values[:] = 0.0
-            return 0.0
-        return norm
+            for key, update in self._update.items():
+                np.subtract(
+                    arrays[key], self._base[key], out=update, dtype=np.float64, casting="unsafe"
+                )
+        if self._layer_norms is not None:
+            return clip_l2_per_layer(self._update, self._layer_norms)
+        return clip_l2(self._update, self._clip_norm)
 
-    def add_to_base(self, values: NDArray[np.float64]) -> NamedArrays:
-        """Return base + ``values`` in the model's dtypes, and every other array as it is in the base.
+    def move(self, update: Mapping[str, NDArray[np.float64]]) -> NamedArrays:
+        """Return base + ``update`` in the model's dtypes, and every other array as it is in the base.
 
         Raises
         ------
         DivergenceError
             If a sum does not fit its array's dtype.
         """
-        update = self._layout.split(self.spread(values))
-        moved = {key: np.asarray(self._base[key], np.float64) + update[key] for key in update}
-        cast = self._layout.cast(moved)
-        return {key: cast[key] if key in self._keys else np.asarray(self._base[key]) for key in self._base}
-
-    def spread(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return ``values`` as a vector of the whole layout, with zeros for arrays that do not count."""
-        parts: list[NDArray[np.float64]] = []
-        start = 0
-        for entry in self._layout.float_entries:
-            if entry.key in self._keys:
-                parts.append(values[start : start + entry.size])
-                start += entry.size
-            else:
-                parts.append(np.zeros(entry.size))
-        return np.concatenate(parts)
-
-
-def clip_factor(norm: float, clip_norm: float) -> float:
-    """Return what an update of that norm is multiplied by so that it has at most ``clip_norm``; zero stays zero.
-
-    >>> clip_factor(0.0, 0.5), clip_factor(0.5, 0.5), clip_factor(2.0, 0.5) < 0.25
-    (1.0, 1.0, True)
-    """
-    return 1.0 if norm <= clip_norm else clip_norm * _ROUNDING / norm
-
-
-def _norm(values: NDArray[np.float64]) -> float:
-    """Return the norm, also where squares are beyond float64."""
-    norm = math.sqrt(float(np.dot(values, values)))
-    if math.isinf(norm):
-        largest = float(np.abs(values).max())
-        if math.isfinite(largest):
-            scaled = values / largest
-            norm = largest * math.sqrt(float(np.dot(scaled, scaled)))
-    return norm
+        floats = {
+            key: self._base[key].astype(np.float64) + update[key] if key in update else self._base[key]
+            for key in self._layout.float_keys
+        }
+        cast = self._layout.cast(floats)
+        return {key: cast.get(key, np.asarray(self._base[key])) for key in self._base}

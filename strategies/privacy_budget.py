@@ -1,15 +1,14 @@
 """What a private strategy may spend and has spent: planned before the run, charged before messages leave."""
 
 import logging
-from pathlib import Path
+import secrets
 
-from fl_plugins.checks import check_int, check_number
+from fl_plugins.checks import check_int
 from fl_plugins.errors import CheckpointError, ConfigError
-from fl_plugins.privacy import NeighborRelation, Release, Report, Sampling
+from fl_plugins.privacy import Budget, Ledger, NeighborRelation, Release, Report, Sampling, plan
 from fl_plugins.privacy.accounting import check_delta
 from fl_plugins.privacy_account import PrivacyAccount
-from fl_plugins.privacy_ledger import PrivacyLedger
-from fl_plugins.privacy_plan import smallest_noise_multiplier
+from fl_plugins.run_options import RunOptions
 
 LEDGER_NAME = "privacy_ledger.jsonl"
 """Beside the checkpoints, if no other path is given: a run that is resumed finds what it has spent."""
@@ -35,22 +34,18 @@ def planned_noise_multiplier(
         Unless exactly one of ``noise_multiplier`` and ``target_epsilon`` with ``num_rounds`` is given.
     """
     check_delta(owner, delta)
-    if (noise_multiplier is None) == (target_epsilon is None) or (target_epsilon is None) != (
-        num_rounds is None
-    ):
+    planned = (target_epsilon is not None) + (num_rounds is not None)
+    if planned != (2 if noise_multiplier is None else 0):
         raise ConfigError(
             f"{owner}: noise_multiplier={noise_multiplier}, target_epsilon={target_epsilon} and num_rounds="
             f"{num_rounds}; give either noise_multiplier, or target_epsilon with the num_rounds that it is for."
         )
-    if noise_multiplier is not None:
+    if target_epsilon is None or num_rounds is None:
+        assert noise_multiplier is not None, "one of them is given"
         return float(noise_multiplier)
-    assert target_epsilon is not None
-    assert num_rounds is not None
-    check_number(owner, "target_epsilon", target_epsilon, minimum=0.0, open_below=True)
     check_int(owner, "num_rounds", num_rounds, minimum=1)
-    return smallest_noise_multiplier(
-        epsilon=target_epsilon, delta=delta, num_releases=num_rounds, sampling=sampling, relation=relation
-    )
+    budget = Budget(epsilon=target_epsilon, delta=delta)
+    return plan(budget, rounds=num_rounds, sampling=sampling, relation=relation).noise_multiplier
 
 
 class PrivacyBudget:
@@ -62,15 +57,21 @@ class PrivacyBudget:
         The strategy's name.
     release : Release
         What a round makes public.
+    population : int
+        Whose ledger it is: that of so many clients.
     delta, max_epsilon
         The budget; without ``max_epsilon`` rounds are counted and not limited.
     """
 
-    def __init__(self, owner: str, release: Release, *, delta: float, max_epsilon: float | None) -> None:
+    def __init__(
+        self, owner: str, release: Release, *, population: int, delta: float, max_epsilon: float | None
+    ) -> None:
         check_delta(owner, delta)
-        self.owner, self.release, self.delta, self.max_epsilon = owner, release, delta, max_epsilon
+        self.owner, self.release, self.population = owner, release, population
+        self.delta, self.max_epsilon = delta, max_epsilon
+        self._account = PrivacyAccount(release.relation, delta=delta, max_epsilon=max_epsilon, owner=owner)
+        self._ledger: Ledger | None = None
         self._reserved: tuple[int, int] | None = None
-        self._account = self._account_in(PrivacyLedger(release.relation))
 
     def __repr__(self) -> str:
         return f"delta={self.delta}, max_epsilon={self.max_epsilon}"
@@ -78,33 +79,38 @@ class PrivacyBudget:
     @property
     def num_releases(self) -> int:
         """How many releases are charged, by all runs in the ledger."""
-        return self._account.ledger.num_releases
+        return self._account.num_releases
 
-    def open(self, path: Path | None, *, configuration: str, resume: bool) -> None:
-        """Take up the ledger in ``path``; without one, go on counting in memory.
+    def open(self, options: RunOptions, *, configuration: str) -> None:
+        """Take up the run's ledger; without one, go on counting in memory.
 
         Raises
         ------
-        CheckpointError
-            If the run is resumed and the ledger's newest run had another configuration.
-        DataError, ContractError
-            If the ledger is damaged, or for another unit or adjacency.
+        ConfigError
+            If the ledger knows this run by another configuration, is another population's, or is open elsewhere.
+        DataError
+            If it is damaged.
         """
+        self.close()
         self._reserved = None
+        path, folder = options.privacy_ledger, options.checkpoint_dir
+        if path is None and folder is not None:
+            path = folder / LEDGER_NAME
         if path is None:
-            logger.info("%s: what is spent is counted in memory only; give a run-dir to keep it", self.owner)
-        elif self._account.ledger.path != path:
-            self._account = self._account_in(PrivacyLedger(self.release.relation, path))
-        ledger = self._account.ledger
-        ledger.refresh()
-        if resume and ledger.configuration not in (None, configuration):
-            raise CheckpointError(
-                f"resume: the privacy ledger {path} is of {ledger.configuration!r}, but this run is {configuration!r}; "
-                "resume with the same configuration, or start anew with a ledger of its own."
-            )
-        if ledger.num_releases:
+            logger.info("%s: what is spent is not kept: counted in memory only; give a run-dir", self.owner)
+            return
+        run = secrets.token_hex(8) if folder is None else str(folder.resolve())
+        population = f"{self.population} clients"
+        self._ledger = Ledger(path, population=population, relation=self.release.relation)
+        self._ledger.begin(run, {"configuration": configuration})
+        self._account.keep_in(self._ledger, run=run)
+        if self.num_releases:
             logger.info("%s: spent before this run: %s", self.owner, self.report())
-        ledger.open(configuration)
+
+    def close(self) -> None:
+        """Let other processes use the ledger; reports stay."""
+        if self._ledger is not None:
+            self._ledger.close()
 
     def check_spent(self, least: int) -> None:
         """Refuse a ledger that has forgotten releases which the checkpoint knows of.
@@ -115,9 +121,10 @@ class PrivacyBudget:
             If it has fewer than ``least``.
         """
         if self.num_releases < least:
+            where = "memory" if self._ledger is None else self._ledger.path
             raise CheckpointError(
-                f"resume: the privacy ledger {self._account.ledger.path} has {self.num_releases} releases, but the "
-                f"checkpoint was made after {least}; restore the ledger, ε would be too small without it."
+                f"resume: the privacy ledger ({where}) has {self.num_releases} releases, but the checkpoint was "
+                f"made after {least}; restore the ledger, ε would be too small without it."
             )
 
     def stop_reason(self) -> str | None:
@@ -132,7 +139,7 @@ class PrivacyBudget:
         BudgetError
             If it would exceed the budget.
         """
-        self._reserved = (number, self._account.reserve(self.release, f"round {number}"))
+        self._reserved = (number, self._account.reserve(self.release, number))
 
     def check_reserved(self, number: int) -> None:
         """Refuse to release a round that is not charged, or a second time.
@@ -144,12 +151,12 @@ class PrivacyBudget:
         """
         if self._reserved is None or self._reserved[0] != number:
             raise ConfigError(
-                f"{self.owner}: round {number} was released before, or never charged; call configure_train for every "
-                "release: each costs."
+                f"{self.owner}: round {number} was released before, or never charged; call configure_train "
+                "for every release: each costs."
             )
 
     def commit(self, number: int) -> Report:
-        """Note that round ``number`` was released; return what is spent so far."""
+        """Note that round ``number`` is released; return what is spent so far."""
         self.check_reserved(number)
         assert self._reserved is not None
         self._account.commit(self._reserved[1])
@@ -159,7 +166,3 @@ class PrivacyBudget:
     def report(self) -> Report:
         """Return what is spent by all runs in the ledger."""
         return self._account.report()
-
-    def _account_in(self, ledger: PrivacyLedger) -> PrivacyAccount:
-        """Return the account that ``ledger`` keeps."""
-        return PrivacyAccount(ledger, delta=self.delta, max_epsilon=self.max_epsilon, owner=self.owner)

@@ -1,0 +1,74 @@
+"""``fl-plugins privacy``: plan a budget before a run, and read what a ledger says was spent."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser("privacy", help="plan a privacy budget, report what was spent")
+    commands = parser.add_subparsers(title="commands", metavar="command", required=True)
+    plan = commands.add_parser("plan", help="the least noise for a budget")
+    plan.add_argument("--epsilon", type=float, required=True)
+    plan.add_argument("--delta", type=float, required=True)
+    plan.add_argument("--rounds", type=int, required=True)
+    plan.add_argument("--clients", type=int, required=True, help="how many units the population has")
+    plan.add_argument("--sample", type=int, help="how many take part in a round (on average); default: all")
+    plan.add_argument("--unit", choices=("client", "record"), required=True)
+    plan.add_argument("--adjacency", choices=("add_remove", "replace", "zero_out"), required=True)
+    plan.set_defaults(run=run_plan)
+    report = commands.add_parser("report", help="what a ledger's population has spent")
+    report.add_argument("ledger", type=Path)
+    report.add_argument("--delta", type=float, required=True)
+    report.set_defaults(run=run_report)
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Print σ, ε after a round, and what PLD saves."""
+    from fl_plugins.privacy import Accountant, Budget, Everyone, FixedSize, Method, NeighborRelation, Poisson
+    from fl_plugins.privacy.calibration import plan
+
+    relation = NeighborRelation.of(unit=args.unit, adjacency=args.adjacency)
+    sampling: Everyone | FixedSize | Poisson = Everyone()
+    if args.sample is not None and args.sample != args.clients:
+        if args.adjacency == "replace":
+            sampling = FixedSize(size=args.sample, population=args.clients)
+        else:
+            sampling = Poisson(rate=args.sample / args.clients, population=args.clients)
+    budget = Budget(epsilon=args.epsilon, delta=args.delta)
+    best = plan(budget, rounds=args.rounds, sampling=sampling, relation=relation)
+    one = Accountant(relation)
+    one.compose(best.release)
+    print(f"sampling          {sampling}")
+    print(f"noise multiplier  {best.noise_multiplier:.4f} (standard deviation on the sum / clip norm)")
+    print(f"after one round   {one.report(args.delta)}")
+    print(f"after {args.rounds} rounds  {best.report}")
+    if best.report.method is Method.PLD:
+        whole = sampling
+        if isinstance(sampling, Poisson):  # RDP has no tight form for the cut at max_cohort
+            whole = Poisson(
+                rate=sampling.rate, population=sampling.population, max_cohort=sampling.population
+            )
+        rdp = plan(budget, rounds=args.rounds, sampling=whole, relation=relation, method=Method.RDP)
+        less = 1.0 - best.noise_multiplier / rdp.noise_multiplier
+        print(f"by RDP            {rdp.noise_multiplier:.4f}; PLD saves {less:.1%} of the noise")
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Print what was spent."""
+    from fl_plugins.errors import DataError
+    from fl_plugins.privacy.ledger import Ledger, read_relation
+
+    if not args.ledger.is_file():
+        raise DataError(f"privacy report: {args.ledger} is no file; give the path of a privacy ledger.")
+    population, relation = read_relation(args.ledger)
+    with Ledger(args.ledger, population=population, relation=relation) as ledger:
+        print(f"population  {population}")
+        print(f"spent       {ledger.report(args.delta)}")
+        for release, count in ledger.accountant.counts.items():
+            print(f"  {count} × {release.mechanism}, {release.sampling}")
+        print(f"pending     {ledger.pending} reservations without a commit count as spent")
+        print(f"head        {ledger.head}")
+    return 0

@@ -1,0 +1,118 @@
+"""The ledger never under-counts."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fl_plugins.errors import ConfigError, DataError
+from fl_plugins.privacy import Budget, Everyone, Gaussian, NeighborRelation, Release
+from fl_plugins.privacy.ledger import Ledger
+
+ADD = NeighborRelation.of(unit="client", adjacency="add_remove")
+ONE = Release(mechanism=Gaussian(noise_multiplier=2.0), sampling=Everyone(), relation=ADD)
+
+WRITER = """
+import sys
+from pathlib import Path
+from fl_plugins.privacy import Everyone, Gaussian, NeighborRelation, Release
+from fl_plugins.privacy.ledger import Ledger
+relation = NeighborRelation.of(unit="client", adjacency="add_remove")
+one = Release(mechanism=Gaussian(noise_multiplier=2.0), sampling=Everyone(), relation=relation)
+with Ledger(Path(sys.argv[1]), population="p", relation=relation) as ledger:
+    ledger.begin("r", {})
+    for number in range(10**6):
+        reservation = ledger.reserve(one, run="r", number=number)
+        print(number, flush=True)  # a message leaves
+        ledger.commit(reservation)
+"""
+
+
+def open_ledger(path, population="p", relation=ADD):
+    return Ledger(path, population=population, relation=relation)
+
+
+def filled(path, rounds=3):
+    with open_ledger(path) as ledger:
+        ledger.begin("r", {"z": 2.0})
+        for number in range(rounds):
+            ledger.commit(ledger.reserve(ONE, run="r", number=number))
+    return path
+
+
+def count(path):
+    with open_ledger(path) as ledger:
+        return sum(ledger.accountant.counts.values())
+
+
+def test_runs_compose_and_a_reservation_counts_without_its_commit(tmp_path):
+    path = filled(tmp_path / "ledger")
+    with open_ledger(path) as ledger:
+        before = ledger.report(1e-5).epsilon
+        ledger.begin("other task", {})
+        ledger.reserve(ONE, run="other task", number=0)
+    with open_ledger(path) as ledger:
+        assert (ledger.report(1e-5).num_releases, ledger.pending) == (4, 1)
+        after = ledger.report(1e-5).epsilon
+        assert after > before
+        assert ledger.would_exceed(ONE, Budget(epsilon=after, delta=1e-5))
+        assert not ledger.would_exceed(ONE, Budget(epsilon=2 * after, delta=1e-5))
+
+
+def test_a_changed_configuration_population_or_relation_is_refused(tmp_path):
+    path = filled(tmp_path / "ledger")
+    with open_ledger(path) as ledger:
+        ledger.begin("r", {"z": 2.0})
+        with pytest.raises(ConfigError, match="another privacy configuration"):
+            ledger.begin("r", {"z": 1.0})
+        with pytest.raises(ConfigError, match="not begun"):
+            ledger.reserve(ONE, run="never", number=0)
+    with pytest.raises(ConfigError, match="use another file"):
+        open_ledger(path, population="q")
+    with pytest.raises(ConfigError, match="use another file"):
+        open_ledger(path, relation=NeighborRelation.of(unit="client", adjacency="zero_out"))
+
+
+def test_two_writers_are_refused(tmp_path):
+    with open_ledger(tmp_path / "ledger"), pytest.raises(ConfigError, match="another process has it open"):
+        open_ledger(tmp_path / "ledger")
+
+
+def test_a_torn_last_line_counts_as_spent_wherever_it_was_cut(tmp_path):
+    whole = filled(tmp_path / "ledger").read_bytes()
+    last = whole[:-1].rindex(b"\n") + 1
+    for cut in range(last + 1, len(whole), 7):
+        (tmp_path / "torn").write_bytes(whole[:cut])
+        assert count(tmp_path / "torn") == 4  # three, and the torn line
+        assert count(tmp_path / "torn") == 4  # repaired: once only
+
+
+def test_any_other_damage_is_refused(tmp_path):
+    lines = filled(tmp_path / "ledger").read_bytes().splitlines(keepends=True)
+    damaged = [b"".join(lines[:i] + lines[i + 1 :]) for i in range(len(lines) - 1)]
+    damaged += [b"".join([*lines[:i], lines[i].replace(b'"count":1', b'"count":0'), *lines[i + 1 :]])
+                for i in range(len(lines)) if b'"count":1' in lines[i]]  # fmt: skip
+    damaged += [b"".join([lines[1], lines[0], *lines[2:]]), b"\xff\n" + b"".join(lines)]
+    for data in damaged:
+        (tmp_path / "bad").write_bytes(data)
+        with pytest.raises(DataError, match="was changed, or one before it was removed"):
+            open_ledger(tmp_path / "bad")
+
+
+def test_a_process_killed_at_any_point_has_not_sent_more_than_was_charged(tmp_path):
+    path, sent, moment = tmp_path / "ledger", 0, random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moment.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        sent += 1 + len(process.stdout.read().splitlines())
+        process.wait()
+        charged = count(path)
+        assert sent <= charged <= sent + 20  # and at most a line torn or unsent for every kill and reading
