@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigError
-from .privacy import Clipped, clip_l2, clip_l2_per_layer
+from .privacy.clipping import Clipped, clip_l2, clip_l2_per_layer
 from .records import Layout
 from .training import NamedArrays
 
@@ -76,9 +76,7 @@ class ClippedUpdates:
         """Return one client's clipped update; what is not finite is zero as a whole."""
         with np.errstate(over="ignore", invalid="ignore"):
             for key, update in self._update.items():
-                np.subtract(
-                    arrays[key], self._base[key], out=update, dtype=np.float64, casting="unsafe"
-                )
+                np.subtract(arrays[key], self._base[key], out=update, dtype=np.float64, casting="unsafe")
         if self._layer_norms is not None:
             return clip_l2_per_layer(self._update, self._layer_norms)
         return clip_l2(self._update, self._clip_norm)

@@ -1,9 +1,9 @@
 """The noise of local differential privacy: what a client adds on its own, for a server that is not trusted."""
 
 from .checks import check_int, check_number
-from .privacy import Everyone, Gaussian, NeighborRelation, Release
+from .privacy import Budget, Everyone, NeighborRelation, Release
 from .privacy.accounting import check_delta
-from .privacy_plan import smallest_noise_multiplier
+from .privacy.calibration import plan
 
 LOCAL = NeighborRelation.of(unit="client", adjacency="replace")
 """Any two data sets that one client may have."""
@@ -23,7 +23,5 @@ def local_release(*, epsilon: float, delta: float, max_rounds: int) -> Release:
     check_number("local_dp", "epsilon", epsilon, minimum=0.0, open_below=True)
     check_delta("local_dp", delta)
     check_int("local_dp", "max_rounds", max_rounds, minimum=1)
-    multiplier = smallest_noise_multiplier(
-        epsilon=epsilon, delta=delta, num_releases=max_rounds, sampling=Everyone(), relation=LOCAL
-    )
-    return Release(mechanism=Gaussian(noise_multiplier=multiplier), sampling=Everyone(), relation=LOCAL)
+    budget = Budget(epsilon=epsilon, delta=delta)
+    return plan(budget, rounds=max_rounds, sampling=Everyone(), relation=LOCAL).release

@@ -3,15 +3,18 @@
 Keys of the node's own config (``--node-config 'privacy-ledger="/var/lib/fl/privacy.jsonl" max-epsilon=8.0'``):
 
 ==================  ====================================================================================
-``privacy-ledger``  the ledger's file, for all runs of this node; without it only the run's own releases
-                    are counted, in Flower's context, and a new run begins at zero
+``privacy-ledger``  the ledger's file, for all runs of this node; without it only this run's releases are
+                    counted, in Flower's context, and another run begins at zero
 ``max-epsilon``     the largest ε over everything in the ledger; without it nothing is refused
 ``privacy-delta``   the δ of that ε; 1e-5 by default
 ==================  ====================================================================================
 """
 
+import fcntl
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
@@ -19,8 +22,8 @@ from flwr.app import ConfigRecord, Context
 from .checks import check_number
 from .local_privacy import LOCAL
 from .privacy import Release
+from .privacy.ledger import Ledger
 from .privacy_account import PrivacyAccount
-from .privacy_ledger import PrivacyLedger
 
 logger = logging.getLogger("flwr.fl_plugins")
 
@@ -30,12 +33,20 @@ DELTA = "privacy-delta"
 
 DEFAULT_DELTA = 1e-5
 
+POPULATION = "the data of this node"
+
 _RECORD = "fl-plugins.local-privacy"
-"""Record in the context's state, for a node without a ledger file: releases and how often."""
+"""Record in the context's state, for a node without a ledger file: releases, and how often each was made."""
 
 
 class NodeAccount:
-    """The account of the node that a context belongs to."""
+    """The account of the node that a context belongs to.
+
+    Raises
+    ------
+    ConfigError, ConfigTypeError
+        If the node's config has a limit or a δ that is none.
+    """
 
     def __init__(self, context: Context) -> None:
         config = context.node_config
@@ -44,49 +55,62 @@ class NodeAccount:
             if key in config:
                 check_number("node config", key, config[key], minimum=0.0, open_below=True)
                 given[key] = float(config[key])
+        self._context, self._limits = context, given
         path = str(config.get(LEDGER, ""))
-        self._context = context
-        self._ledger = PrivacyLedger(LOCAL, Path(path) if path else None)
-        if not path:
-            logger.info(
-                "local privacy: no %s in the node's config, so only this run's releases are counted", LEDGER
-            )
-            self._recall()
-        delta = given[DELTA]
-        assert delta is not None
-        self._account = PrivacyAccount(
-            self._ledger, delta=delta, max_epsilon=given[MAX_EPSILON], owner="this node's privacy account"
-        )
+        self._path = Path(path) if path else None
 
-    def charge(self, release: Release, label: str) -> int:
-        """Charge a release before the data are touched; return what :meth:`commit` is told.
+    def charge(self, release: Release, number: int) -> int:
+        """Charge reply ``number`` of this run before the data are touched; return what :meth:`commit` is told.
 
         Raises
         ------
         BudgetError
             If the node's limit would be exceeded.
         """
-        identifier = self._account.reserve(release, label)
-        self._remember()
-        return identifier
+        if self._path is None:
+            return self._charge_in_context(release, number)
+        with self._account() as account:
+            return account.reserve(release, number)
 
-    def commit(self, identifier: int) -> None:
-        """Note that the release left the node."""
-        self._account.commit(identifier)
+    def commit(self, reservation: int) -> None:
+        """Note that the reply is protected and leaves."""
+        if self._path is not None:
+            with self._account() as account:
+                account.commit(reservation)
 
-    def _recall(self) -> None:
-        """Take up what the context's state has."""
+    @contextmanager
+    def _account(self) -> Iterator[PrivacyAccount]:
+        """Open the ledger for this process alone; others wait."""
+        assert self._path is not None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        run = f"run {self._context.run_id}"
+        with open(self._path.with_name(f"{self._path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with Ledger(self._path, population=POPULATION, relation=LOCAL) as ledger:
+                ledger.begin(run, {})
+                account = self._new()
+                account.keep_in(ledger, run=run)
+                yield account
+
+    def _charge_in_context(self, release: Release, number: int) -> int:
+        """Charge a release in the context's state."""
+        logger.info("local privacy: no %s in the node's config: only this run is counted", LEDGER)
+        account = self._new()
         record = self._context.state.config_records.get(_RECORD, ConfigRecord())
         for text, count in record.items():
-            release = Release.from_json(json.loads(text))
-            for _ in range(int(count)):
-                self._ledger.reserve(release, "earlier")
+            assert isinstance(count, int)
+            account.count(Release.from_json(json.loads(text)), count)
+        reservation = account.reserve(release, number)
+        spent: ConfigRecord = ConfigRecord()
+        for each, count in account.counts.items():
+            spent[json.dumps(each.to_json(), sort_keys=True)] = count
+        self._context.state[_RECORD] = spent
+        return reservation
 
-    def _remember(self) -> None:
-        """Keep what is spent in the context's state."""
-        if self._ledger.path is None:
-            spent = {
-                json.dumps(release.to_json(), sort_keys=True): count
-                for release, count in self._ledger.releases.items()
-            }
-            self._context.state[_RECORD] = ConfigRecord(spent)
+    def _new(self) -> PrivacyAccount:
+        """Return an account with the node's limits."""
+        delta = self._limits[DELTA]
+        assert delta is not None
+        return PrivacyAccount(
+            LOCAL, delta=delta, max_epsilon=self._limits[MAX_EPSILON], owner="this node's privacy account"
+        )

@@ -1,7 +1,8 @@
 """One account of privacy: what is spent, what may be, and the gate between; used by servers and by nodes."""
 
 from .errors import BudgetError
-from .privacy import Accountant, Budget, Ledger, Method, NeighborRelation, Release, Report
+from .privacy import Accountant, Budget, Method, NeighborRelation, Release, Report
+from .privacy.ledger import Ledger
 
 
 class PrivacyAccount:

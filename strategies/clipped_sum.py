@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_plugins.aggregation.streaming import WeightedSum
-from fl_plugins.clipped_updates import UpdateVector, clip_factor
+from fl_plugins.clipped_updates import ClippedUpdates
 from fl_plugins.errors import ContractError
 from fl_plugins.records import Layout
 from fl_plugins.training import NamedArrays
@@ -38,6 +38,8 @@ class ClippedSum:
         The float arrays that count, see :func:`fl_plugins.clipped_updates.trained_keys`.
     clip_norm : float
         C.
+    per_layer : bool
+        Clip each of the L arrays to C/√L instead of the whole to C.
     max_examples : int, optional
         With it, clients count by their claimed number of examples, at most as one that claims so many.
 
@@ -54,27 +56,32 @@ class ClippedSum:
         *,
         keys: Sequence[str],
         clip_norm: float,
+        per_layer: bool = False,
         max_examples: int | None = None,
     ) -> None:
-        self._update = UpdateVector(layout, base, keys)
+        self._updates = ClippedUpdates(layout, base, keys, clip_norm=clip_norm, per_layer=per_layer)
         self._clip_norm, self._max_examples = clip_norm, max_examples
-        self._total = WeightedSum.zeros(self._update.values.size)
+        self._shapes = {key: base[key].shape for key in keys}
+        self._totals = {key: WeightedSum.zeros(base[key].size) for key in keys}
         self.bits = 0.0
         self.weights: dict[str, float] = {}
 
     @property
-    def total(self) -> NDArray[np.float64]:
-        """The sum, ``(d,)``."""
-        return self._total.high + self._total.low
+    def total(self) -> dict[str, NDArray[np.float64]]:
+        """The sum, by key."""
+        return {
+            key: (total.high + total.low).reshape(self._shapes[key]) for key, total in self._totals.items()
+        }
 
     def add(self, reply: ClientReply) -> ClientReply:
         """Add a reply's clipped update; return the reply without arrays."""
-        norm = self._update.read(reply.arrays)
+        clipped = self._updates.read(reply.arrays)
         weight = self._weight(reply)
-        values = self._update.values
-        np.multiply(values, weight * clip_factor(norm, self._clip_norm), out=values)
-        self._total.add_block(slice(0, values.size), values[np.newaxis], np.ones(1))
-        self.bits += 0.5 if norm <= self._clip_norm else -0.5
+        if clipped.finite:
+            for key, values in clipped.arrays.items():
+                flat = values.reshape(1, -1)
+                self._totals[key].add_block(slice(0, flat.size), flat, np.array([weight]))
+            self.bits += 0.5 if clipped.norm <= self._clip_norm else -0.5
         self.weights[reply.client] = weight
         return replace(reply, arrays={})
 
@@ -90,10 +97,6 @@ class ClippedSum:
             f"clipped sum: a cohort node sent a {type(total).__name__}, but every client's update must be "
             "clipped by itself; ask for every client's parameters."
         )
-
-    def spread(self, released: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return released values as a vector of the whole layout; arrays that are not trained do not move."""
-        return self._update.spread(released)
 
     def _weight(self, reply: ClientReply) -> float:
         """Return how much a reply counts: a number in (0, 1] that no claim exceeds."""

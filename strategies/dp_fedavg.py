@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator
@@ -31,6 +32,7 @@ from fl_plugins.privacy import (
     Sampling,
     Unit,
 )
+from fl_plugins.privacy.noise import add_gaussian
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
@@ -42,8 +44,8 @@ from .base import FederatedStrategy
 from .clipped_sum import ClippedSum
 from .cohort import Cohort
 from .dp_options import OWNER, AdaptiveClip, Clip, read_clip, read_sampling
-from .privacy_budget import LEDGER_NAME, PrivacyBudget, planned_noise_multiplier
-from .replies import to_metric_record
+from .privacy_budget import PrivacyBudget, planned_noise_multiplier
+from .replies import Metrics, to_metric_record
 from .roster import name_order
 from .server_optimizer import step
 from .session import Phase
@@ -87,6 +89,8 @@ class DpFedAvg(FederatedStrategy):
         The largest norm of an update that is left as it is; or give ``clip``.
     clip : str, optional
         ``adaptive(initial=0.1, quantile=0.5, learning_rate=0.2)``: the clip norm follows a quantile of the norms.
+    per_layer : bool
+        Clip each of the L arrays to clip_norm/√L instead of the whole; the sum moves by at most one clip norm too.
     noise_multiplier : float, optional
         z: standard deviation of the noise on the sum, in clip norms; or give ``target_epsilon``.
     target_epsilon : float, optional
@@ -140,6 +144,7 @@ class DpFedAvg(FederatedStrategy):
         num_rounds: int | None = None,
         max_epsilon: float | None = None,
         min_replies: int = 0,
+        per_layer: bool = False,
         max_examples: int | None = None,
         mean_weight: float = 1.0,
         untrained_arrays: Literal["refuse", "keep"] = "refuse",
@@ -159,9 +164,14 @@ class DpFedAvg(FederatedStrategy):
         if insecure_seed is not None:
             check_int(OWNER, "insecure_seed", insecure_seed, minimum=0)
         self.population, self.min_replies, self.insecure_seed = population, min_replies, insecure_seed
+        self.per_layer = per_layer
         self.max_examples, self.mean_weight = max_examples, mean_weight
         self.unprotected_metrics, self.untrained_arrays = unprotected_metrics, untrained_arrays
         self.clip = read_clip(clip, clip_norm)
+        if per_layer and isinstance(self.clip, AdaptiveClip):
+            raise ConfigError(
+                f"{OWNER}: per_layer=True, but an adaptive clip norm follows the norm of whole updates; give clip_norm."
+            )
         relation, chosen = _relation(unit, adjacency), read_sampling(sampling, population)
         secure = insecure_seed is None
         multiplier = planned_noise_multiplier(
@@ -181,6 +191,7 @@ class DpFedAvg(FederatedStrategy):
         self.budget = PrivacyBudget(
             OWNER,
             self.release,
+            population=population,
             delta=delta,
             max_epsilon=target_epsilon if max_epsilon is None else max_epsilon,
         )
@@ -215,10 +226,10 @@ class DpFedAvg(FederatedStrategy):
 
         This is the release: all that leaves the server in a round follows from what is returned here.
         """
-        clip_norm, clipped = self._clip_norm, total.total
+        clip_norm = self._clip_norm
         # The clip norm that was used, not the next one: the noise must fit what one client could change.
-        noisy = clipped + source.normal(clipped.size) * (self.update_noise * clip_norm)
-        noisy /= self.expected_cohort * self.mean_weight
+        noisy = add_gaussian(total.total, self.update_noise * clip_norm, source)
+        denominator = self.expected_cohort * self.mean_weight
         if isinstance(self.clip, AdaptiveClip) and self.count_noise is not None:
             noisy_bits = total.bits + self.count_noise * float(source.normal(1)[0])
             below = self.clip.below(noisy_bits, self.expected_cohort)
@@ -226,7 +237,11 @@ class DpFedAvg(FederatedStrategy):
             self._settled = self._settled or not self.clip.is_far_above(below)
             if not self._settled:
                 return dict(base)
-        aggregate = Aggregate(total.spread(noisy).astype(layout.compute_dtype), np.zeros(0))
+        means = [
+            noisy[key].ravel() / denominator if key in noisy else np.zeros(base[key].size)
+            for key in layout.float_keys
+        ]
+        aggregate = Aggregate(np.concatenate(means).astype(layout.compute_dtype), np.zeros(0))
         parameters = step(layout, base, aggregate, optimizer=self.server_optimizer)
         return {key: parameters.get(key, base[key]) for key in base}
 
@@ -272,6 +287,7 @@ class DpFedAvg(FederatedStrategy):
             cohort.base,
             keys=self._trained(cohort.layout),
             clip_norm=self._clip_norm,
+            per_layer=self.per_layer,
             max_examples=self.max_examples,
         )
         accepted, self.tally = self._judge(cohort, replies, total)
@@ -302,7 +318,7 @@ class DpFedAvg(FederatedStrategy):
             clip_norm=clip_norm,
             secure=report.secure,
         )
-        metrics = {"privacy-epsilon": report.epsilon, "privacy-delta": report.delta}
+        metrics: Metrics = {"privacy-epsilon": report.epsilon, "privacy-delta": report.delta}
         if self.unprotected_metrics and accepted:
             metrics = {**self._combine_metrics(accepted), **metrics}
         return parameters, to_metric_record(metrics)
@@ -317,13 +333,17 @@ class DpFedAvg(FederatedStrategy):
 
     # -- What the round loop uses ----------------------------------------------------------------------
 
+    def run(self, grid: Grid, initial_arrays: ArrayRecord, options: RunOptions) -> Result:
+        """Run as ``options`` say, and let others use the ledger afterwards."""
+        try:
+            return super().run(grid, initial_arrays, options)
+        finally:
+            self.budget.close()
+
     def begin(self, options: RunOptions, *, seed: int) -> None:
         """Start a run: open the ledger, which knows what earlier runs on these clients have spent."""
         super().begin(options, seed=seed)
-        path, folder = options.privacy_ledger, options.checkpoint_dir
-        if path is None and folder is not None:
-            path = folder / LEDGER_NAME
-        self.budget.open(path, configuration=self.describe(), resume=options.resume)
+        self.budget.open(options, configuration=self.describe())
         if options.client_evaluation and not self.unprotected_metrics:
             logger.info("%s: the clients' own metrics are withheld, nothing protects them", OWNER)
         if not self.release.secure:
@@ -351,6 +371,7 @@ class DpFedAvg(FederatedStrategy):
         given = {
             "population": self.population,
             "min_replies": self.min_replies,
+            "per_layer": self.per_layer,
             "max_examples": self.max_examples,
             "mean_weight": self.mean_weight,
             "untrained_arrays": self.untrained_arrays,

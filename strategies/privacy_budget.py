@@ -5,8 +5,10 @@ import secrets
 
 from fl_plugins.checks import check_int
 from fl_plugins.errors import CheckpointError, ConfigError
-from fl_plugins.privacy import Budget, Ledger, NeighborRelation, Release, Report, Sampling, plan
+from fl_plugins.privacy import Budget, NeighborRelation, Release, Report, Sampling
 from fl_plugins.privacy.accounting import check_delta
+from fl_plugins.privacy.calibration import plan
+from fl_plugins.privacy.ledger import Ledger
 from fl_plugins.privacy_account import PrivacyAccount
 from fl_plugins.run_options import RunOptions
 

@@ -1,5 +1,7 @@
 """Which strategies a layer can be put around: those that only choose a plain mean."""
 
+from collections.abc import Mapping
+
 from fl_plugins.aggregation.mean import Mean
 from fl_plugins.contracts import Access, Weighting
 from fl_plugins.errors import ConfigTypeError, ContractError
@@ -85,8 +87,9 @@ def check_plain_mean(owner: str, inner: object, *, may_weight: bool) -> None:
             f'{owner}: the inner strategy has weighting="examples", but a client that claims many examples moves the '
             'mean by more than the noise covers; give fedavg(weighting="uniform"), or a public bound: max_examples.'
         )
+    options: Mapping[str, object] = {**strategy.options()}
     for option, reason in _OPTIONS.items():
-        if strategy.options().get(option) is not None:
+        if options.get(option) is not None:
             raise ContractError(
-                f"{owner}: the inner strategy has {option}={strategy.options()[option]!r}, but {reason}."
-            )  # type: ignore[literal-required]
+                f"{owner}: the inner strategy has {option}={options[option]!r}, but {reason}."
+            )

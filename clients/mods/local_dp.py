@@ -22,11 +22,12 @@ from flwr.clientapp.typing import ClientAppCallable
 from fl_plugins import wire
 from fl_plugins._flower import CLIENT_APP_ERROR
 from fl_plugins.checks import check_int, check_number
-from fl_plugins.clipped_updates import UpdateVector, clip_factor, trained_keys
+from fl_plugins.clipped_updates import ClippedUpdates, trained_keys
 from fl_plugins.errors import BudgetError, PolicyError, ReplyError
 from fl_plugins.local_privacy import local_release
 from fl_plugins.node_account import NodeAccount
 from fl_plugins.privacy import Gaussian, NoiseSource, Release
+from fl_plugins.privacy.noise import add_gaussian
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.registry import Kind, register
 
@@ -136,7 +137,7 @@ class LocalDp:
                 f"max_rounds={self.max_rounds} that epsilon={self.epsilon:g} is for; plan the run with more rounds."
             )
         account = NodeAccount(context)
-        charged = account.charge(self.release, f"run {context.run_id}, reply {rounds + 1}")
+        charged = account.charge(self.release, rounds + 1)
         context.state[_COUNTER] = ConfigRecord({"rounds": rounds + 1})
         return account, charged
 
@@ -144,14 +145,13 @@ class LocalDp:
         """Return the reply with a clipped, noisy update, and without anything else."""
         base = to_named(received)
         layout = Layout.of(base)
-        update = UpdateVector(layout, base, trained_keys(self.name, layout, keep_others=True))
+        keys = trained_keys(self.name, layout, keep_others=True)
+        updates = ClippedUpdates(layout, base, keys, clip_norm=self.clip_norm)
         arrays = to_named(_only_arrays(reply))
         layout.check(arrays, owner=self.name)
-        norm = update.read(arrays)
-        noisy = update.values * clip_factor(norm, self.clip_norm)
-        noisy += NoiseSource().normal(noisy.size) * self.noise_std
+        noisy = add_gaussian(updates.read(arrays).arrays, self.noise_std, NoiseSource())
         metrics = reply.content.metric_records if self.unprotected_metrics else {wire.METRICS: _no_metrics()}
-        content = RecordDict({wire.ARRAYS: from_named(update.add_to_base(noisy)), **metrics})
+        content = RecordDict({wire.ARRAYS: from_named(updates.move(noisy)), **metrics})
         return Message(content, reply_to=message)
 
 

@@ -24,12 +24,16 @@ MODEL: dict[str, NDArray[Any]] = {
 """float32, float64 and an array without axes; names are not in the order of sizes."""
 
 
+QUIET = 1e-6
+"""What the noise of :func:`make` is shrunk by."""
+
+
 def plain(weighting: str = "uniform", **options: Any) -> FedAvg:
     return FedAvg(weighting=weighting, **options)
 
 
 def make(inner: Any = None, **given: Any) -> DpFedAvg:
-    """Return a private strategy whose randomness is a seed."""
+    """Return a private strategy whose randomness is a seed, and whose sums are not rounded visibly."""
     defaults: dict[str, Any] = {
         "unit": "client",
         "adjacency": "zero_out",
@@ -41,7 +45,12 @@ def make(inner: Any = None, **given: Any) -> DpFedAvg:
     }
     if "clip" in given:
         del defaults["clip_norm"]
-    return DpFedAvg(plain() if inner is None else inner, **{**defaults, **given})
+    grid = given.pop("grid", False)
+    strategy = DpFedAvg(plain() if inner is None else inner, **{**defaults, **given})
+    if not grid:
+        # The noise is on a grid of a thousandth of its size, which would hide how exact a shift is.
+        strategy.update_noise *= QUIET
+    return strategy
 
 
 def moving(direction: Mapping[str, Any] | float, *, norm: float) -> Behaviour:

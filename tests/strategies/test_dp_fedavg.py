@@ -18,6 +18,7 @@ from fl_plugins.errors import (
 )
 from fl_plugins.node_policy import announcement
 from fl_plugins.privacy import joint_noise_multiplier
+from fl_plugins.privacy.noise import grid_for
 from fl_plugins.registry import Kind
 from fl_plugins.run_options import RunOptions
 from fl_plugins.spec import build
@@ -94,6 +95,10 @@ def test_a_spec_builds_the_whole_stack(sampling: str) -> None:
         ({"noise_multiplier": 0.0}, "noise_multiplier"),
         ({"delta": 0.0}, "delta"),
         ({"delta": 1.0}, "delta"),
+        ({"noise_multiplier": None}, "give either noise_multiplier, or target_epsilon"),
+        ({"target_epsilon": 2.0, "num_rounds": 5}, "give either"),
+        ({"noise_multiplier": None, "target_epsilon": 2.0}, "give either"),
+        ({"per_layer": True, "clip": "adaptive(initial=1.0)"}, "norm of whole updates"),
         ({"max_examples": 10}, 'inner strategy has weighting="uniform"'),
         ({"mean_weight": 0.5}, "all weights are 1"),
         ({"untrained_arrays": "average"}, "untrained_arrays"),
@@ -123,15 +128,17 @@ def test_more_clients_than_the_population_are_refused_before_anything_is_sent_or
 
 def test_an_empty_cohort_releases_noise_with_the_same_denominator() -> None:
     for seed in range(200):
-        strategy = make(sampling="poisson(rate=0.1)", insecure_seed=seed)
+        strategy = make(sampling="poisson(rate=0.1)", insecure_seed=seed, grid=True)
         released = play(strategy, dict.fromkeys(range(6), moving(1.0, norm=1e6)))
         if not released.sent:
             break
     assert released.sent == []
     assert strategy.budget.report().num_releases == 1
-    noise = strategy.noise_source("noise", 1, 1).normal(16) * 0.5 / strategy.expected_cohort
-    moved = np.concatenate([(released.arrays[key] - MODEL[key]).ravel() for key in sorted(MODEL)])
-    np.testing.assert_allclose(moved, noise, rtol=1e-5, atol=1e-6)
+    source = strategy.noise_source("noise", 1)
+    for key in sorted(MODEL):
+        noise = source.normal(MODEL[key].size, std=0.5).reshape(MODEL[key].shape)
+        moved = (released.arrays[key] - MODEL[key]) * strategy.expected_cohort
+        np.testing.assert_allclose(moved, noise, atol=grid_for(0.5))
 
 
 def test_a_round_is_never_tried_again_and_never_released_twice() -> None:
@@ -201,7 +208,7 @@ def test_d6_seeding_numpy_does_not_seed_the_noise() -> None:
 def _noise_scale(z: float, *, shrink: float = 1.0) -> float:
     """Return the noise's standard deviation over what it should be, with 20,000 values."""
     model = {"params/w": np.zeros(20_000)}
-    strategy = make(insecure_seed=None, noise_multiplier=z)
+    strategy = make(insecure_seed=None, noise_multiplier=z, grid=True)
     strategy.update_noise *= shrink
     released = play(strategy, {}, model=model).arrays["params/w"]
     return float(np.sqrt(np.mean(released**2))) * strategy.expected_cohort / (z * 0.5)
