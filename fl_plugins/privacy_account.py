@@ -1,7 +1,7 @@
 """One account of privacy: what is spent, what may be, and the gate between; used by servers and by nodes."""
 
 from .errors import BudgetError
-from .privacy import Accountant, Budget, Method, NeighborRelation, Release, Report
+from .privacy import Accountant, Budget, Everyone, Method, NeighborRelation, Release, Report
 from .privacy.ledger import Ledger
 
 
@@ -54,13 +54,29 @@ class PrivacyAccount:
 
     def refusal(self, release: Release) -> str | None:
         """Return why ``release`` may not be made, or ``None``."""
-        if self.budget is None or not self._accountant.would_exceed(release, self.budget):
+        if self.budget is None or not self._would_exceed(release, self.budget):
             return None
         spent = self.report().epsilon if self.num_releases else 0.0
         return (
             f"{self.owner}: ε = {spent:.4g} is spent by {self.num_releases} releases, and another would exceed "
             f"max_epsilon={self.budget.epsilon:g} at δ = {self.delta:g} ({self.relation})"
         )
+
+    def _would_exceed(self, release: Release, budget: Budget) -> bool:
+        """Whether one more release is too much; by the exact form alone where there is one.
+
+        A numerical distribution of very little noise takes all memory, and a node's server may ask for that.
+        """
+        if not isinstance(release.sampling, Everyone):
+            return self._accountant.would_exceed(release, budget)
+        after = Accountant(self.relation)
+        for each, times in self._accountant.counts.items():
+            after.compose(each, times)
+        after.compose(release)
+        report = after.report(budget.delta, pld=False)
+        if Method.EXACT in report.by_method:
+            return report.epsilon > budget.epsilon
+        return self._accountant.would_exceed(release, budget)
 
     def reserve(self, release: Release, number: int) -> int:
         """Charge ``release`` before it is made, and return what :meth:`commit` is told.

@@ -13,6 +13,7 @@ from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
 from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
+from .local_dp import LocalDp
 from .mda import Mda
 from .meamed import MeaMed
 from .median import Median
@@ -32,6 +33,7 @@ __all__ = [
     "FederatedStrategy",
     "GeometricMedian",
     "Krum",
+    "LocalDp",
     "Mda",
     "MeaMed",
     "Median",

@@ -210,5 +210,5 @@ def test_d15_a_thousand_rounds_are_accounted_in_seconds() -> None:
         assert strategy.stop_before(number) is None
         strategy.budget.reserve(number)
         strategy.budget.commit(number)
-    assert time.process_time() - started < 5.0
+    assert time.process_time() - started < 1.0
     assert strategy.budget.report().epsilon < 2.2  # dp.md: 2.101 by RDP, 1.828 by PLD
