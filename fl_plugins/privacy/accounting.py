@@ -257,10 +257,10 @@ def _cheap(
 def _rdp_epsilon(rdp: divergences.Vector, truncated: float, delta: float) -> float:
     """Return ε by RDP, with the probability ``truncated`` of an unaccounted event set aside.
 
-    Let M′ be the mechanism that cuts the cohort before the unit in question may join. M′ has the given RDP, is
-    the real one without the unit, and with it differs from the real one with probability τ. So
-    δ = δ(M′) + e^ε · τ is enough in both directions; the smallest such ε is the limit of this iteration, whose
-    steps only ever go up.
+    Let M′ be the mechanism that cuts the cohort before the unit in question may join. M′ has the given RDP,
+    is the real one without the unit, and with it differs from the real one with probability τ. So
+    δ = δ(M′) + e^ε · τ is enough in both directions; the smallest such ε is the limit of this
+    iteration, whose steps only ever go up.
     """
     epsilon = divergences.epsilon_from_rdp(divergences.ORDERS, rdp, delta)
     if truncated == 0.0:

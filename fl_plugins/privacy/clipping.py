@@ -63,8 +63,8 @@ def clip_l2(update: Named, clip_norm: float) -> Clipped:
     for key, value in update.items():
         if not is_float(value.dtype):
             raise StructureError(
-                f"clip: {key!r} has dtype {value.dtype}, whose values cannot be clipped and averaged; keep it out "
-                "of the update (normalisation statistics and counters stay local)."
+                f"clip: {key!r} has dtype {value.dtype}, whose values cannot be clipped and averaged; keep "
+                "it out of the update (normalisation statistics and counters stay local)."
             )
     finite = all(bool(np.isfinite(_float64(value)).all()) for value in update.values())
     norm = l2_norm(update) if finite else math.nan

@@ -11,8 +11,8 @@ line                  fields beside ``seq``, ``previous`` (the hash of the line 
 ====================  =====================================================================================
 
 **Guarantees.** A reservation is on disk before :meth:`Ledger.reserve` returns, and counts as spent whatever
-happens then: a crash never makes ε smaller. A last line without its newline was being written by a process that
-was killed; it counts as one more reservation of the last release. Any other line that does not parse, is
+happens then: a crash never makes ε smaller. A last line without its newline was being written by a process
+that was killed; it counts as one more reservation of the last release. Any other line that does not parse, is
 missing or was changed is refused. One process at a time may write.
 
 Whoever can write the file can also write a new chain from its beginning, or cut whole lines off its end: the
@@ -85,8 +85,8 @@ class Ledger:
             self._append({"line": "run", "run": run, "config": digest})
         elif known != digest:
             raise ConfigError(
-                f"privacy ledger {self.path}: run {run!r} had another privacy configuration; resume it with the "
-                "same one, or give the changed run another name."
+                f"privacy ledger {self.path}: run {run!r} had another privacy configuration; resume it with "
+                "the same one, or give the changed run another name."
             )
 
     def would_exceed(self, release: Release, budget: Budget) -> bool:
@@ -161,8 +161,8 @@ class Ledger:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
-                f"privacy ledger {self.path}: another process has it open; two runs on one population must take "
-                "turns, or each could spend what the other has."
+                f"privacy ledger {self.path}: another process has it open; two runs on one population must "
+                "take turns, or each could spend what the other has."
             ) from None
         self._seq, self._previous = 0, _START
         self._runs: dict[str, str] = {}
@@ -259,8 +259,8 @@ def _parse(path: Path, raw: bytes, seq: int, previous: str) -> Line:
         good = False
     if not good:
         raise DataError(
-            f"privacy ledger {path}: line {seq + 1} was changed, or one before it was removed; what was spent is "
-            "unknown: restore the file, or treat this population's budget as used up."
+            f"privacy ledger {path}: line {seq + 1} was changed, or one before it was removed; what was "
+            "spent is unknown: restore the file, or treat this population's budget as used up."
         )
     return dict(line)
 

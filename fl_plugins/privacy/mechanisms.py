@@ -28,7 +28,7 @@ class Gaussian:
 
 @dataclass(frozen=True, kw_only=True)
 class Laplace:
-    """Laplace noise of scale noise_multiplier · C on the sum of contributions whose *L1* norm is at most C."""
+    """Laplace noise of scale noise_multiplier · C on a sum of contributions whose *L1* norm is at most C."""
 
     name: ClassVar[str] = "laplace"
 

@@ -36,7 +36,7 @@ def grid_for(std: float) -> float:
 def add_gaussian(
     total: Mapping[str, NDArray[Any]], std: float, source: NoiseSource
 ) -> dict[str, NDArray[np.float64]]:
-    """Return ``total`` plus independent N(0, std²) on every value, rounded to the grid; inputs are untouched."""
+    """Return ``total`` plus independent N(0, std²) on every value, rounded to the grid; inputs stay."""
     grid = grid_for(std)
     noised = {}
     for key, value in total.items():

@@ -4,8 +4,8 @@ Every call has a stream of its own: the 128-bit counter block is (call: 48 bits,
 chunks are drawn by several threads and still do not depend on how many there are. A forked child gets a new
 key: parent and child with the same noise would cancel out.
 
-Normals are Box-Muller in float64, two from two 64-bit words: √(−2 log u) · (cos 2πv, sin 2πv), u a multiple of
-2⁻⁵³ in (0, 1], so that no tail is cut below 8.57 standard deviations (probability 10⁻¹⁷).
+Normals are Box-Muller in float64, two from two 64-bit words: √(−2 log u) · (cos 2πv, sin 2πv), u a multiple
+of 2⁻⁵³ in (0, 1], so that no tail is cut below 8.57 standard deviations (probability 10⁻¹⁷).
 """
 
 import hashlib

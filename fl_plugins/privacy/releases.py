@@ -57,8 +57,8 @@ class Release:
             )
         if not isinstance(self.mechanism, Gaussian) and not isinstance(self.sampling, Everyone):
             raise ConfigError(
-                f"privacy: {self.mechanism.name} noise is accounted without amplification by sampling, but the "
-                f"sampling is {owner}; use Everyone() or Gaussian noise."
+                f"privacy: {self.mechanism.name} noise is accounted without amplification by sampling, but "
+                f"the sampling is {owner}; use Everyone() or Gaussian noise."
             )
 
     @property

@@ -46,7 +46,7 @@ class Everyone:
 
 @dataclass(frozen=True, kw_only=True)
 class Poisson:
-    """Each unit takes part with probability ``rate``, independently; more than ``max_cohort`` are thinned out.
+    """Each unit takes part with probability ``rate``, independently; above ``max_cohort`` some are left out.
 
     Parameters
     ----------
@@ -115,8 +115,8 @@ class FixedSize:
         check_int("fixed_size", "population", self.population, minimum=1)
         if self.size >= self.population:
             raise ConfigError(
-                f"fixed_size: size={self.size} of population={self.population} leaves nobody out; draw fewer, "
-                "or use Everyone(), whose accounting is exact."
+                f"fixed_size: size={self.size} of population={self.population} leaves nobody out; draw "
+                "fewer, or use Everyone(), whose accounting is exact."
             )
 
     def draw(self, names: Sequence[T], source: NoiseSource) -> list[T]:

@@ -45,11 +45,12 @@ def spent(one, rounds, delta=1e-5):
 @pytest.mark.parametrize("q", [0.001, 0.01, 0.1])
 @pytest.mark.parametrize("alpha", [2, 5, 17, 1.5, 3.7])
 def test_the_sampled_gaussians_renyi_divergence_is_the_integral(q, z, alpha):
-    with mpmath.workdps(30):
-        density = lambda x: (
-            mpmath.npdf(x, 0, z) * (1 - q + q * mpmath.exp((2 * x - 1) / (2 * z * z))) ** alpha
-        )
-        edges = [-30 * z, -5 * z, 0, 1, alpha / 2, alpha, alpha + 5 * z, alpha + 30 * z]
+    with mpmath.workdps(20):
+
+        def density(x):
+            return mpmath.npdf(x, 0, z) * (1 - q + q * mpmath.exp((2 * x - 1) / (2 * z * z))) ** alpha
+
+        edges = [mpmath.mpf(3 * step) * z for step in range(-8, int(alpha / z / 3) + 9)]
         oracle = float(mpmath.log(mpmath.quad(density, edges)) / (alpha - 1))
     index = int(np.argmin(abs(d.ORDERS - alpha)))
     assert d.rdp(release(z, untruncated(q)))[index] == pytest.approx(oracle, rel=1e-6)
@@ -77,7 +78,8 @@ def test_the_exact_gaussian_satisfies_the_analytic_formula(mu, delta):
 )  # fmt: skip
 def test_poisson_values(q, z, rounds, rdp, pld):
     found = spent(release(z, untruncated(q)), rounds)
-    assert found[Method.RDP] == pytest.approx(rdp, abs=6e-4)
+    # dp-accounting's divergences between whole orders, which dp.md's values are from, are upper bounds only.
+    assert rdp - 0.006 < found[Method.RDP] < rdp + 6e-4
     assert found[Method.PLD] == pytest.approx(pld, rel=5e-3)
 
 
