@@ -45,12 +45,12 @@ class Events(list[tuple[str, dict[str, Any]]]):
         return [fields for name, fields in self if name == event]
 
 
-def run(strategy: DpFedAvg, num_rounds: int, folder: Path | None = None, **options: Any) -> tuple[Any, Events]:
+def run(
+    strategy: DpFedAvg, num_rounds: int, folder: Path | None = None, **options: Any
+) -> tuple[Any, Events]:
     events = Events()
     with InProcessGrid(options.pop("client", adding(0.01)), N) as grid:
-        chosen = RunOptions(
-            num_rounds=num_rounds, seed=1, checkpoint_dir=folder, emit=events, **options
-        )
+        chosen = RunOptions(num_rounds=num_rounds, seed=1, checkpoint_dir=folder, emit=events, **options)
         return strategy.run(grid, record(), chosen), events
 
 
