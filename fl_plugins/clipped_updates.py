@@ -1,7 +1,7 @@
 """One client's update over the arrays that count, in float64: for server and client.
 
-Which arrays count is a rule of its own: those that are trained. An array that is not clipped and noised with the
-others would leave the client, or the server, unprotected.
+Which arrays count is a rule of its own: those that are trained. An array that is not clipped and noised with
+the others would leave the client, or the server, unprotected.
 """
 
 import math

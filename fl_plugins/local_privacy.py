@@ -1,4 +1,4 @@
-"""The noise of local differential privacy: what a client adds on its own, for a server that is not trusted."""
+"""The noise of local differential privacy: what a client adds because it does not trust the server."""
 
 from .checks import check_int, check_number
 from .privacy import Budget, Everyone, NeighborRelation, Release

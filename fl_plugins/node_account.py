@@ -1,6 +1,7 @@
 """A node's own account of local differential privacy, which no server can reset.
 
-Keys of the node's own config (``--node-config 'privacy-ledger="/var/lib/fl/privacy.jsonl" max-epsilon=8.0'``):
+Keys of the node's own config (``--node-config 'privacy-ledger="/var/lib/fl/privacy.jsonl"
+max-epsilon=8.0'``):
 
 ==================  ====================================================================================
 ``privacy-ledger``  the ledger's file, for all runs of this node; without it only this run's releases are

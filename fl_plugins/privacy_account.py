@@ -58,8 +58,8 @@ class PrivacyAccount:
             return None
         spent = self.report().epsilon if self.num_releases else 0.0
         return (
-            f"{self.owner}: ε = {spent:.4g} is spent by {self.num_releases} releases, and another would exceed "
-            f"max_epsilon={self.budget.epsilon:g} at δ = {self.delta:g} ({self.relation})"
+            f"{self.owner}: ε = {spent:.4g} is spent by {self.num_releases} releases, and another would "
+            f"exceed max_epsilon={self.budget.epsilon:g} at δ = {self.delta:g} ({self.relation})"
         )
 
     def _would_exceed(self, release: Release, budget: Budget) -> bool:

@@ -9,7 +9,8 @@ bits   Σ (½ if ‖Δᵢ‖ ≤ C, else −½): one client moves it by ½
 =====  ==================================================================================
 
 A client that does not answer, or whose reply is refused, adds nothing to either. The sum is kept with its
-rounding errors: a plain float64 sum moves by more than one term when a term is added (Casacuberta et al. 2022).
+rounding errors: a plain float64 sum moves by more than one term when a term is added (Casacuberta et al.
+2022).
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
 """Differentially private federated averaging (McMahan et al. 2018) around any strategy with a plain mean.
 
-One round: every client's update is clipped to norm C, the clipped updates are summed, Gaussian noise of standard
-deviation z·C is added to the *sum*, and that is divided by a fixed number, the expected cohort. Only then comes
-the server optimizer. A client that drops out counts as zero; nothing that depends on who answers changes the
-noise, the denominator, or whether there is a release.
+One round: every client's update is clipped to norm C, the clipped updates are summed, Gaussian noise of
+standard deviation z·C is added to the *sum*, and that is divided by a fixed number, the expected cohort. Only
+then comes the server optimizer. A client that drops out counts as zero; nothing that depends on who answers
+changes the noise, the denominator, or whether there is a release.
 """
 
 import logging
@@ -18,21 +18,18 @@ from flwr.serverapp.strategy import Result
 
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator
-from fl_plugins.checks import check_int, check_number
+from fl_plugins.checks import check_int
 from fl_plugins.clipped_updates import trained_keys
 from fl_plugins.contracts import Access, Contract, Weighting
 from fl_plugins.errors import ConfigError, PreconditionError, QuorumError
 from fl_plugins.privacy import (
     Everyone,
     Gaussian,
-    NeighborRelation,
     NoiseSource,
     Poisson,
     Release,
     Sampling,
-    Unit,
 )
-from fl_plugins.privacy.noise import add_gaussian
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
@@ -43,7 +40,8 @@ from fl_plugins.training import NamedArrays
 from .base import FederatedStrategy
 from .clipped_sum import ClippedSum
 from .cohort import Cohort
-from .dp_options import OWNER, AdaptiveClip, Clip, read_clip, read_sampling
+from .dp_options import OWNER, AdaptiveClip, Clip, check_weights, read_clip, read_relation, read_sampling
+from .noisy_mean import ClipState, NoisyMean
 from .privacy_budget import PrivacyBudget, planned_noise_multiplier
 from .replies import Metrics, to_metric_record
 from .roster import name_order
@@ -156,7 +154,7 @@ class DpFedAvg(FederatedStrategy):
         super().__init__(inner.aggregator, weighting=inner.weighting, **options)
         check_int(OWNER, "population", population, minimum=1)
         check_int(OWNER, "min_replies", min_replies, minimum=0)
-        _check_weights(inner, max_examples, mean_weight)
+        check_weights(inner.weighting, max_examples, mean_weight)
         if untrained_arrays not in ("refuse", "keep"):
             raise ConfigError(
                 f"{OWNER}: untrained_arrays={untrained_arrays!r}, but it is 'refuse' or 'keep'."
@@ -172,7 +170,7 @@ class DpFedAvg(FederatedStrategy):
             raise ConfigError(
                 f"{OWNER}: per_layer=True, but an adaptive clip norm follows the norm of whole updates; give clip_norm."
             )
-        relation, chosen = _relation(unit, adjacency), read_sampling(sampling, population)
+        relation, chosen = read_relation(unit, adjacency), read_sampling(sampling, population)
         secure = insecure_seed is None
         multiplier = planned_noise_multiplier(
             OWNER,
@@ -187,7 +185,7 @@ class DpFedAvg(FederatedStrategy):
         self.release = Release(
             mechanism=Gaussian(noise_multiplier=multiplier), sampling=chosen, relation=relation, secure=secure
         )
-        self.update_noise, self.count_noise = self.clip.split(multiplier, self.expected_cohort)
+        self.mean = NoisyMean.planned(self.clip, multiplier, self.expected_cohort, mean_weight)
         self.budget = PrivacyBudget(
             OWNER,
             self.release,
@@ -198,7 +196,7 @@ class DpFedAvg(FederatedStrategy):
         self._wait_for = population
         if isinstance(chosen, Poisson) or ("min_available_nodes" in options and isinstance(chosen, Everyone)):
             self._wait_for = self.settings.min_available_nodes
-        self._clip_norm, self._settled = float(self.clip.initial), False
+        self._clip_state = ClipState(norm=float(self.clip.initial))
 
     @property
     def expected_cohort(self) -> float:
@@ -211,7 +209,7 @@ class DpFedAvg(FederatedStrategy):
     @property
     def clip_norm(self) -> float:
         """The clip norm of the next round."""
-        return self._clip_norm
+        return self._clip_state.norm
 
     def noise_source(self, purpose: str, number: int, attempt: int = 1) -> NoiseSource:
         """Return the randomness of one purpose in one round: the operating system's, unless a seed is set."""
@@ -222,26 +220,15 @@ class DpFedAvg(FederatedStrategy):
     def make_public(
         self, layout: Layout, base: NamedArrays, total: ClippedSum, source: NoiseSource
     ) -> NamedArrays:
-        """Return the new parameters from the noisy sum, and set the next clip norm from the noisy bits.
+        """Return the new parameters, and set the next clip norm.
 
         This is the release: all that leaves the server in a round follows from what is returned here.
         """
-        clip_norm = self._clip_norm
-        # The clip norm that was used, not the next one: the noise must fit what one client could change.
-        noisy = add_gaussian(total.total, self.update_noise * clip_norm, source)
-        denominator = self.expected_cohort * self.mean_weight
-        if isinstance(self.clip, AdaptiveClip) and self.count_noise is not None:
-            noisy_bits = total.bits + self.count_noise * float(source.normal(1)[0])
-            below = self.clip.below(noisy_bits, self.expected_cohort)
-            self._clip_norm = self.clip.follow(clip_norm, below)
-            self._settled = self._settled or not self.clip.is_far_above(below)
-            if not self._settled:
-                return dict(base)
-        means = [
-            noisy[key].ravel() / denominator if key in noisy else np.zeros(base[key].size)
-            for key in layout.float_keys
-        ]
-        aggregate = Aggregate(np.concatenate(means).astype(layout.compute_dtype), np.zeros(0))
+        mean, self._clip_state = self.mean.release(self._clip_state, total, source)
+        if mean is None:
+            return dict(base)
+        flat = [mean[key].ravel() if key in mean else np.zeros(base[key].size) for key in layout.float_keys]
+        aggregate = Aggregate(np.concatenate(flat).astype(layout.compute_dtype), np.zeros(0))
         parameters = step(layout, base, aggregate, optimizer=self.server_optimizer)
         return {key: parameters.get(key, base[key]) for key in base}
 
@@ -286,13 +273,13 @@ class DpFedAvg(FederatedStrategy):
             cohort.layout,
             cohort.base,
             keys=self._trained(cohort.layout),
-            clip_norm=self._clip_norm,
+            clip_norm=self.clip_norm,
             per_layer=self.per_layer,
             max_examples=self.max_examples,
         )
         accepted, self.tally = self._judge(cohort, replies, total)
         self._check_replies(cohort)
-        clip_norm = self._clip_norm
+        clip_norm = self.clip_norm
         source = self.noise_source("noise", server_round, cohort.attempt)
         parameters = from_named(self.make_public(cohort.layout, cohort.base, total, source))
         report = self.budget.commit(server_round)
@@ -355,16 +342,17 @@ class DpFedAvg(FederatedStrategy):
 
     def state(self) -> NamedArrays:
         """Return what must survive a restart: the inner strategy's, and the clip norm."""
-        clip = np.array([self._clip_norm, float(self._settled), float(self.budget.num_releases)])
-        return {**super().state(), _STATE: clip}
+        clip = self._clip_state
+        kept = np.array([clip.norm, float(clip.settled), float(self.budget.num_releases)])
+        return {**super().state(), _STATE: kept}
 
     def restore(self, parameters: NamedArrays, state: NamedArrays) -> None:
         """Take up what :meth:`state` returned."""
         rest = dict(state)
-        clip_norm, settled, spent = rest.pop(_STATE, np.array([self.clip.initial, 0.0, 0.0])).tolist()
+        norm, settled, spent = rest.pop(_STATE, np.array([self.clip.initial, 0.0, 0.0])).tolist()
         super().restore(parameters, rest)
         self.budget.check_spent(int(spent))
-        self._clip_norm, self._settled = clip_norm, bool(settled)
+        self._clip_state = ClipState(norm=norm, settled=bool(settled))
 
     def describe(self) -> str:
         """Return one line that identifies the guarantee, the rule and every setting."""
@@ -397,7 +385,7 @@ class DpFedAvg(FederatedStrategy):
             "unit": relation.unit.value,
             "adjacency": relation.adjacency.value,
             "noise_multiplier": self.noise_multiplier,
-            "clip_norm": self._clip_norm,
+            "clip_norm": self.clip_norm,
             "delta": self.budget.delta,
             "expected_cohort": self.expected_cohort,
             "population": self.population,
@@ -450,32 +438,3 @@ class DpFedAvg(FederatedStrategy):
                 cohort.number,
                 len(cohort.clients),
             )
-
-
-def _relation(unit: str, adjacency: str) -> NeighborRelation:
-    """Return the neighbour relation, which must be one for clients."""
-    relation = NeighborRelation.of(unit=unit, adjacency=adjacency)
-    if relation.unit is not Unit.CLIENT:
-        raise ConfigError(
-            f"{OWNER}: unit={unit!r}, but clipping whole updates protects clients; an ε for clients under "
-            "adjacency='replace' covers each of their records, and for more exact accounting of records train with "
-            "differentially private SGD at the clients."
-        )
-    return relation
-
-
-def _check_weights(inner: FederatedStrategy, max_examples: int | None, mean_weight: float) -> None:
-    """Check that the public bound on the weights goes with the inner strategy's weighting."""
-    check_number(OWNER, "mean_weight", mean_weight, minimum=0.0, maximum=1.0, open_below=True)
-    if max_examples is None:
-        if mean_weight != 1.0:
-            raise ConfigError(
-                f"{OWNER}: mean_weight={mean_weight}, but all weights are 1 without max_examples."
-            )
-        return
-    check_int(OWNER, "max_examples", max_examples, minimum=1)
-    if inner.weighting is not Weighting.EXAMPLES:
-        raise ConfigError(
-            f'{OWNER}: max_examples={max_examples}, but the inner strategy has weighting="{inner.weighting.value}"; '
-            'give fedavg(weighting="examples"), or leave max_examples out.'
-        )

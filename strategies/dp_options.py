@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from fl_plugins.checks import check_number
+from fl_plugins.checks import check_int, check_number
+from fl_plugins.contracts import Weighting
 from fl_plugins.errors import ConfigError, ConfigTypeError
 from fl_plugins.privacy import (
     Everyone,
     FixedSize,
+    NeighborRelation,
     Poisson,
     Sampling,
+    Unit,
     joint_noise_multiplier,
     remaining_noise_multiplier,
 )
@@ -198,6 +201,35 @@ def read_clip(given: "Clip | Spec | str | None", clip_norm: float | None) -> Cli
     if isinstance(given, FixedClip | AdaptiveClip):
         return given
     return _made("clip", given, {"adaptive": AdaptiveClip})
+
+
+def read_relation(unit: str, adjacency: str) -> NeighborRelation:
+    """Return the neighbour relation, which must be one for clients."""
+    relation = NeighborRelation.of(unit=unit, adjacency=adjacency)
+    if relation.unit is not Unit.CLIENT:
+        raise ConfigError(
+            f"{OWNER}: unit={unit!r}, but clipping whole updates protects clients; an ε for clients under "
+            "adjacency='replace' covers each of their records, and for more exact accounting of records train with "
+            "differentially private SGD at the clients."
+        )
+    return relation
+
+
+def check_weights(weighting: Weighting, max_examples: int | None, mean_weight: float) -> None:
+    """Check that the public bound on the weights goes with the inner strategy's weighting."""
+    check_number(OWNER, "mean_weight", mean_weight, minimum=0.0, maximum=1.0, open_below=True)
+    if max_examples is None:
+        if mean_weight != 1.0:
+            raise ConfigError(
+                f"{OWNER}: mean_weight={mean_weight}, but all weights are 1 without max_examples."
+            )
+        return
+    check_int(OWNER, "max_examples", max_examples, minimum=1)
+    if weighting is not Weighting.EXAMPLES:
+        raise ConfigError(
+            f'{OWNER}: max_examples={max_examples}, but the inner strategy has weighting="{weighting.value}"; '
+            'give fedavg(weighting="examples"), or leave max_examples out.'
+        )
 
 
 def _made(name: str, given: object, kinds: Mapping[str, Callable[..., Made]], **context: Any) -> Made:

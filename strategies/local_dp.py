@@ -1,4 +1,4 @@
-"""Local differential privacy around any strategy: the clients protect themselves, the server announces how."""
+"""Local differential privacy around any strategy: clients protect themselves, the server says how."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal

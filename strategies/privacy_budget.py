@@ -40,7 +40,7 @@ def planned_noise_multiplier(
     if planned != (2 if noise_multiplier is None else 0):
         raise ConfigError(
             f"{owner}: noise_multiplier={noise_multiplier}, target_epsilon={target_epsilon} and num_rounds="
-            f"{num_rounds}; give either noise_multiplier, or target_epsilon with the num_rounds that it is for."
+            f"{num_rounds}; give either noise_multiplier, or target_epsilon with num_rounds."
         )
     if target_epsilon is None or num_rounds is None:
         assert noise_multiplier is not None, "one of them is given"
@@ -89,7 +89,8 @@ class PrivacyBudget:
         Raises
         ------
         ConfigError
-            If the ledger knows this run by another configuration, is another population's, or is open elsewhere.
+            If the ledger knows this run by another configuration, is another population's, or is open
+            elsewhere.
         DataError
             If it is damaged.
         """
@@ -125,8 +126,8 @@ class PrivacyBudget:
         if self.num_releases < least:
             where = "memory" if self._ledger is None else self._ledger.path
             raise CheckpointError(
-                f"resume: the privacy ledger ({where}) has {self.num_releases} releases, but the checkpoint was "
-                f"made after {least}; restore the ledger, ε would be too small without it."
+                f"resume: the privacy ledger ({where}) has {self.num_releases} releases, but the "
+                f"checkpoint was made after {least}; restore the ledger, ε would be too small without it."
             )
 
     def stop_reason(self) -> str | None:

@@ -52,14 +52,15 @@ def check_wrappable(owner: str, inner: object) -> FederatedStrategy:
     """
     if not isinstance(inner, FederatedStrategy):
         raise ConfigTypeError(
-            f'{owner}: the inner strategy is {inner!r}, but it is a FederatedStrategy; give fedavg(weighting="uniform").'
+            f"{owner}: the inner strategy is {inner!r}, but it is a FederatedStrategy; give "
+            'fedavg(weighting="uniform").'
         )
     kind = type(inner)
     for seam in _SEAMS:
         if getattr(kind, seam) is not getattr(FederatedStrategy, seam):
             raise ContractError(
-                f"{owner}: {kind.__name__} has a {seam} of its own, which a layer around it would not run; put "
-                "layers around a strategy that only chooses its rule."
+                f"{owner}: {kind.__name__} has a {seam} of its own, which a layer around it would not run; "
+                "put layers around a strategy that only chooses its rule."
             )
     return inner
 
@@ -79,13 +80,15 @@ def check_plain_mean(owner: str, inner: object, *, may_weight: bool) -> None:
     if not isinstance(rule, Mean):
         sees = "sees every update" if rule.contract.access is Access.EVERY_UPDATE else "is not the plain mean"
         raise ContractError(
-            f"{owner}: {rule.name} {sees}, so how far one client moves its result is not known (it may switch which "
-            'updates count); only the mean has a sensitivity that noise can cover: give fedavg(weighting="uniform").'
+            f"{owner}: {rule.name} {sees}, so how far one client moves its result is not known (it may "
+            "switch which updates count); only the mean has a sensitivity that noise can cover: give "
+            'fedavg(weighting="uniform").'
         )
     if strategy.weighting is Weighting.EXAMPLES and not may_weight:
         raise ContractError(
-            f'{owner}: the inner strategy has weighting="examples", but a client that claims many examples moves the '
-            'mean by more than the noise covers; give fedavg(weighting="uniform"), or a public bound: max_examples.'
+            f'{owner}: the inner strategy has weighting="examples", but a client that claims many examples '
+            'moves the mean by more than the noise covers; give fedavg(weighting="uniform"), or a public '
+            "bound: max_examples."
         )
     options: Mapping[str, object] = {**strategy.options()}
     for option, reason in _OPTIONS.items():

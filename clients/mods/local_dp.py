@@ -7,8 +7,8 @@ C      ``clip_norm``
 T      ``max_rounds``: the rounds that ``epsilon`` is for, composed exactly: μ = 2C·√T/σ
 =====  =================================================================================
 
-The server is not trusted: it can announce a layer, but neither reset the account nor spend more than the node's
-own limit.
+The server is not trusted: it can announce a layer, but neither reset the account nor spend more than the
+node's own limit.
 """
 
 import logging
@@ -46,9 +46,9 @@ _COUNTER = "fl-plugins.local-dp"
 class LocalDp:
     """Clip the update, add Gaussian noise to it, withhold the metrics, and charge the node's own account.
 
-    ``ClientApp(mods=[LocalDp(clip_norm=0.5, epsilon=8.0, delta=1e-5, max_rounds=20)])`` works in any app; in the
-    ready-made one the server announces it (strategy ``local_dp``). Node config: ``privacy-ledger`` is the file
-    of the account, ``max-epsilon`` and ``privacy-delta`` (1e-5) the limit over all runs.
+    ``ClientApp(mods=[LocalDp(clip_norm=0.5, epsilon=8.0, delta=1e-5, max_rounds=20)])`` works in any app; in
+    the ready-made one the server announces it (strategy ``local_dp``). Node config: ``privacy-ledger`` is the
+    file of the account, ``max-epsilon`` and ``privacy-delta`` (1e-5) the limit over all runs.
 
     Parameters
     ----------
@@ -65,7 +65,8 @@ class LocalDp:
     ----------
     - An update leaves only with its noise, and only after it was charged on disk; a crash counts as spent.
     - Train messages beyond ``max_rounds`` or the node's limit are refused before the app sees them.
-    - Arrays that are not trained go back as they came. Evaluations are answered without metrics, and are not run.
+    - Arrays that are not trained go back as they came. Evaluations are answered without metrics, and are not
+      run.
     """
 
     name: ClassVar[str] = "local_dp"
@@ -110,8 +111,8 @@ class LocalDp:
             return call_next(message, context)
         if wire.CLIENTS in config:
             raise PolicyError(
-                f"{self.name}: this node hosts virtual clients, but every client keeps its own account; give every "
-                "client a node (virtual-clients=0)."
+                f"{self.name}: this node hosts virtual clients, but every client keeps its own account; "
+                "give every client a node (virtual-clients=0)."
             )
         received = _only_arrays(message)
         account, charged = self._charge(context)
@@ -134,7 +135,8 @@ class LocalDp:
         if rounds >= self.max_rounds:
             raise BudgetError(
                 f"{self.name}: this node has answered {rounds} training messages of this run, which is the "
-                f"max_rounds={self.max_rounds} that epsilon={self.epsilon:g} is for; plan the run with more rounds."
+                f"max_rounds={self.max_rounds} that epsilon={self.epsilon:g} is for; plan the run with "
+                "more rounds."
             )
         account = NodeAccount(context)
         charged = account.charge(self.release, rounds + 1)
@@ -160,12 +162,12 @@ def _only_arrays(message: Message) -> ArrayRecord:
     records = list(message.content.array_records.values())
     if len(records) != 1:
         raise ReplyError(
-            f"local_dp: a message has {len(records)} ArrayRecords, but exactly one can be protected; send the "
-            "parameters in one record."
+            f"local_dp: a message has {len(records)} ArrayRecords, but exactly one can be protected; send "
+            "the parameters in one record."
         )
     return records[0]
 
 
 def _no_metrics() -> MetricRecord:
-    """Return what stands for metrics: the number of examples tells something too, so it is the same for all."""
+    """Return what stands for metrics: the number of examples tells something too, so all send the same."""
     return MetricRecord({wire.NUM_EXAMPLES: 1})

@@ -72,7 +72,7 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
 
 
 def _privacy_ledger(config: RunConfig, run_dir: Path | None) -> Path | None:
-    """Return where the privacy ledger is: where the run config says, as seen from the run's folder, else in it."""
+    """Return where the privacy ledger is; the run config's path is as seen from the run's folder."""
     if run_dir is None:
         return Path(config.privacy_ledger) if config.privacy_ledger else None
     return run_dir / (config.privacy_ledger or PRIVACY_LEDGER)

@@ -238,8 +238,8 @@ def _describe_privacy(event: Event) -> str:
     """Return what was spent; an ε means nothing without δ, unit and adjacency."""
     void = "" if event["secure"] else "VOID, noise came from a seed: "
     return (
-        f"privacy: {void}ε = {show_number(event['epsilon'])} at δ = {event['delta']:g}, unit {event['unit']}, "
-        f"adjacency {event['adjacency']} ({event['method']})"
+        f"privacy: {void}ε = {show_number(event['epsilon'])} at δ = {event['delta']:g}, unit "
+        f"{event['unit']}, adjacency {event['adjacency']} ({event['method']})"
     )
 
 

@@ -22,8 +22,8 @@ def test_a_budget_ends_a_simulated_run_and_the_ledger_has_every_round(flwr_run: 
     run = flwr_run(
         ROOT,
         num_supernodes=4,
-        strategy='dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove", population=4, '
-        'sampling="poisson(rate=0.5)", clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, max_epsilon=3.0)',
+        strategy='dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove", '
+        'population=4, sampling="poisson(rate=0.5)", clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, max_epsilon=3.0)',
         task="digits(model='mlp')",
         num_rounds=9,
         run_dir=str(tmp_path / "run"),
@@ -35,7 +35,8 @@ def test_a_budget_ends_a_simulated_run_and_the_ledger_has_every_round(flwr_run: 
     assert spent[-1] <= 3.0
     (stopped,) = _events(tmp_path / "run", "run_stopped")
     assert "max_epsilon=3" in stopped["reason"]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "privacy_ledger.jsonl").read_text().splitlines()]
+    ledger = (tmp_path / "run" / "privacy_ledger.jsonl").read_text()
+    lines = [json.loads(line) for line in ledger.splitlines()]
     assert sum(line["line"] == "committed" for line in lines) == len(spent)
 
 
@@ -43,7 +44,8 @@ def test_simulated_nodes_protect_themselves_as_announced(flwr_run: Run, tmp_path
     run = flwr_run(
         ROOT,
         num_supernodes=3,
-        strategy='local_dp(fedavg(weighting="uniform"), clip_norm=1.0, epsilon=8.0, delta=1e-5, max_rounds=2)',
+        strategy='local_dp(fedavg(weighting="uniform"), clip_norm=1.0, epsilon=8.0, delta=1e-5, '
+        "max_rounds=2)",
         task="digits(model='mlp')",
         num_rounds=3,
         run_dir=str(tmp_path / "run"),

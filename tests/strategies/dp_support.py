@@ -1,7 +1,7 @@
 """Rounds of a private strategy with scripted clients: what is released, and what one client changes in it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def make(inner: Any = None, **given: Any) -> DpFedAvg:
     strategy = DpFedAvg(plain() if inner is None else inner, **{**defaults, **given})
     if not grid:
         # The noise is on a grid of a thousandth of its size, which would hide how exact a shift is.
-        strategy.update_noise *= QUIET
+        strategy.mean = replace(strategy.mean, update_noise=strategy.mean.update_noise * QUIET)
     return strategy
 
 

@@ -149,7 +149,7 @@ def test_a_run_that_is_killed_in_a_round_has_spent_it_and_resumes(where: str, tm
 def test_a_resumed_run_with_another_configuration_is_refused(tmp_path: Path) -> None:
     run(private(), 1, tmp_path)
     for other in (private(noise_multiplier=8.0), private(clip_norm=5.0), private(population=N + 1)):
-        with pytest.raises((ConfigError, CheckpointError), match="another|resume"):
+        with pytest.raises((ConfigError, CheckpointError), match=r"another|resume"):
             run(other, 2, tmp_path, resume=True)
 
 
@@ -199,7 +199,7 @@ def test_a_seeded_run_is_resumed_bit_by_bit_and_its_report_is_void(tmp_path: Pat
 
 
 def test_d15_a_thousand_rounds_are_accounted_in_seconds() -> None:
-    """Cached vectors: a round costs microseconds, however many there were; 1,000 Poisson rounds, not 10 hours."""
+    """Cached vectors: a round costs microseconds, however many there were; not 10 hours for 1,000."""
     import time
 
     strategy = private(population=1000, sampling="poisson(rate=0.01)", noise_multiplier=1.0, max_epsilon=50.0)

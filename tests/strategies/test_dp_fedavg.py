@@ -1,6 +1,7 @@
-"""The private strategy around its sum: what may be stacked, what is sent, what is released, and how clips adapt."""
+"""The private strategy around its sum: what may be stacked, sent and released, and how clips adapt."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_unit_adjacency_population_and_delta_have_no_default(missing: str) -> No
 def test_more_clients_than_the_population_are_refused_before_anything_is_sent_or_charged() -> None:
     strategy = make(population=3)
     with InProcessGrid(lambda message, _: message, 4) as grid:
-        with pytest.raises(PreconditionError, match="4 clients are connected.*population=3"):
+        with pytest.raises(PreconditionError, match=r"4 clients are connected.*population=3"):
             strategy.configure_train(1, model_record(), ConfigRecord(), grid)
         assert grid.sent == []
     assert strategy.budget.report().num_releases == 0
@@ -209,7 +210,7 @@ def _noise_scale(z: float, *, shrink: float = 1.0) -> float:
     """Return the noise's standard deviation over what it should be, with 20,000 values."""
     model = {"params/w": np.zeros(20_000)}
     strategy = make(insecure_seed=None, noise_multiplier=z, grid=True)
-    strategy.update_noise *= shrink
+    strategy.mean = replace(strategy.mean, update_noise=z * shrink)
     released = play(strategy, {}, model=model).arrays["params/w"]
     return float(np.sqrt(np.mean(released**2))) * strategy.expected_cohort / (z * 0.5)
 
@@ -234,7 +235,7 @@ class TestAdaptiveClipping:
 
     def test_d26_the_noise_fits_the_clip_norm_that_was_used(self) -> None:
         adaptive, fixed = make(clip="adaptive(initial=0.5)"), make(clip_norm=0.5)
-        fixed.update_noise = adaptive.update_noise
+        fixed.mean = replace(fixed.mean, update_noise=adaptive.mean.update_noise)
         clients = dict.fromkeys(range(6), moving(1.0, norm=100.0))
         one, other = play(adaptive, clients), play(fixed, clients)
         for key in MODEL:

@@ -1,4 +1,4 @@
-"""Private strategies through the ready-made app: run config, cohort nodes, node policies, ledger in the run's folder."""
+"""Private strategies through the ready-made app: run config, cohort nodes, node policies, ledger."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_node_that_demands_more_noise_than_is_promised_does_not_train(
 
 
 def test_what_is_learned_under_a_generous_budget_is_more_than_chance(tmp_path: Path) -> None:
-    """Chance is 0.1. Six clients are few for user-level privacy: ε is in the hundreds, and only this is checked."""
+    """Chance is 0.1. Six clients are few for user-level privacy: ε is in the hundreds here."""
     spec = SPEC.replace("noise_multiplier=2.0", "noise_multiplier=0.02").replace(
         "clip_norm=1.0", "clip_norm=3.0"
     )

@@ -65,7 +65,7 @@ def test_a_pair_one_clip_norm_apart_is_what_the_noise_multiplier_is_of() -> None
 
 
 def test_d16_d25_a_fixed_cohort_is_accounted_with_two_clip_norms() -> None:
-    """10 of 100, z = 2, one round: exact lower bound 1.685; 0.596 is what others report, without the factor 2."""
+    """10 of 100, z = 2, one round: exact lower bound 1.685; without the factor 2 it would be 0.596."""
     given = {"sampling": "fixed_size(size=10)", "adjacency": "replace", "population": 100}
     strategy = make(**given, noise_multiplier=2.0)
     strategy.budget.reserve(1)
