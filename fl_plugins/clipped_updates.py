@@ -22,7 +22,7 @@ Floats = dict[str, NDArray[np.float64]]
 
 
 def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str, ...]:
-    """Return the arrays that are clipped and released: the floats of ``params/``, or all if there are none such.
+    """Return the arrays that are clipped and released: the floats of ``params/``, or all if it has none.
 
     Raises
     ------

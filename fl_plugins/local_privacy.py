@@ -12,8 +12,8 @@ LOCAL = NeighborRelation.of(unit="client", adjacency="replace")
 def local_release(*, epsilon: float, delta: float, max_rounds: int) -> Release:
     """Return what one reply may tell so that ``max_rounds`` of them together cost ``epsilon`` at ``delta``.
 
-    The noise follows from the clip norm: two clipped updates are at most two clip norms apart, and nothing else is
-    assumed. Composition is exact: μ = 2·√T/z for noise multiplier z.
+    The noise follows from the clip norm: two clipped updates are at most two clip norms apart, and nothing
+    else is assumed. Composition is exact: μ = 2·√T/z for noise multiplier z.
 
     Raises
     ------

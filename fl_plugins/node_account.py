@@ -61,7 +61,7 @@ class NodeAccount:
         self._path = Path(path) if path else None
 
     def charge(self, release: Release, number: int) -> int:
-        """Charge reply ``number`` of this run before the data are touched; return what :meth:`commit` is told.
+        """Charge reply ``number`` of this run before the data are touched; return what to commit.
 
         Raises
         ------

@@ -52,21 +52,20 @@ from .wrapping import check_plain_mean
 logger = logging.getLogger("flwr.fl_plugins")
 
 _STATE = "dp_fedavg/state"
-"""Where a checkpoint keeps the clip norm of the next round, whether it has come down to the norms, and how many
-releases the ledger had."""
+"""Where a checkpoint keeps the next round's clip state, and how many releases the ledger had."""
 
 
 @register(
     Kind.STRATEGY,
     "dp_fedavg",
-    paper="McMahan et al. 2018, Learning Differentially Private Recurrent Language Models; Andrew et al. 2021",
+    paper="McMahan et al. 2018, Learning Differentially Private Recurrent Language Models",
     contract=Contract(access=Access.SUM, weighting=Weighting.UNIFORM),
 )
 class DpFedAvg(FederatedStrategy):
     """Protect every client's whole contribution with central differential privacy, under a budget.
 
-    The server is trusted with the updates; who sees the released models (clients, the public) learns little of
-    any one client. ``dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove",
+    The server is trusted with the updates; who sees the released models (clients, the public) learns little
+    of any one client. ``dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove",
     population=1000, sampling=poisson(rate=0.05), clip_norm=0.5, noise_multiplier=1.0, delta=1e-5)``.
 
     Parameters
@@ -86,27 +85,31 @@ class DpFedAvg(FederatedStrategy):
     clip_norm : float, optional
         The largest norm of an update that is left as it is; or give ``clip``.
     clip : str, optional
-        ``adaptive(initial=0.1, quantile=0.5, learning_rate=0.2)``: the clip norm follows a quantile of the norms.
+        ``adaptive(initial=0.1, quantile=0.5, learning_rate=0.2)``: the clip norm follows a quantile of the
+        norms.
     per_layer : bool
-        Clip each of the L arrays to clip_norm/√L instead of the whole; the sum moves by at most one clip norm too.
+        Clip each of the L arrays to clip_norm/√L instead of the whole; the sum moves by at most one clip norm
+        too.
     noise_multiplier : float, optional
         z: standard deviation of the noise on the sum, in clip norms; or give ``target_epsilon``.
     target_epsilon : float, optional
-        ε that ``num_rounds`` rounds may cost in all: the smallest z that does it is used, and it is the budget.
+        ε that ``num_rounds`` rounds may cost in all: the smallest z that does it is used, and it is the
+        budget.
     num_rounds : int, optional
         Rounds that ``target_epsilon`` is for.
     max_epsilon : float, optional
         The budget: the run ends in good order before the round that would exceed it.
     min_replies : int
-        End the run if fewer sampled clients send anything; the round counts as spent. Whether the run ended is
-        then visible, which is not covered by ε: give more than 0 only if it may be public who is reachable.
+        End the run if fewer sampled clients send anything; the round counts as spent. Whether the run ended
+        is then visible, which is not covered by ε: give more than 0 only if it may be public who is
+        reachable.
     max_examples : int, optional
         For an inner strategy that weights by examples: a client weighs its claim, at most this, over this.
     mean_weight : float
         With ``max_examples``: a public guess of the mean weight, which the denominator is multiplied by.
     untrained_arrays : str
-        What to do with arrays that are not trained (integers, normalisation statistics): ``"refuse"`` the model,
-        or ``"keep"`` them at their initial values.
+        What to do with arrays that are not trained (integers, normalisation statistics): ``"refuse"`` the
+        model, or ``"keep"`` them at their initial values.
     unprotected_metrics : bool
         Give out the clients' own metrics, which no noise protects; by default they are withheld.
     insecure_seed : int, optional
@@ -153,6 +156,7 @@ class DpFedAvg(FederatedStrategy):
         options = inner.options()
         super().__init__(inner.aggregator, weighting=inner.weighting, **options)
         check_int(OWNER, "population", population, minimum=1)
+        check_number(OWNER, "delta", delta, minimum=0.0, maximum=1.0 / population, open_below=True)
         check_int(OWNER, "min_replies", min_replies, minimum=0)
         check_weights(inner.weighting, max_examples, mean_weight)
         if untrained_arrays not in ("refuse", "keep"):
@@ -168,7 +172,8 @@ class DpFedAvg(FederatedStrategy):
         self.clip = read_clip(clip, clip_norm)
         if per_layer and isinstance(self.clip, AdaptiveClip):
             raise ConfigError(
-                f"{OWNER}: per_layer=True, but an adaptive clip norm follows the norm of whole updates; give clip_norm."
+                f"{OWNER}: per_layer=True, but an adaptive clip norm follows the norm of whole updates; "
+                "give clip_norm."
             )
         relation, chosen = read_relation(unit, adjacency), read_sampling(sampling, population)
         secure = insecure_seed is None
@@ -429,8 +434,10 @@ class DpFedAvg(FederatedStrategy):
         sent = self.tally.accepted + self.tally.quarantined
         if sent < self.min_replies:
             raise QuorumError(
-                f"round {cohort.number}: {sent} of {len(cohort.clients)} clients sent anything, but min_replies="
-                f"{self.min_replies}; the round counts as spent. Find out why they fail, or lower min_replies."
+                f"round {cohort.number}: {sent} of {len(cohort.clients)} clients sent anything, but "
+                "min_replies="
+                f"{self.min_replies}; the round counts as spent. Find out why they fail, or lower "
+                "min_replies."
             )
         if cohort.clients and not self.tally.accepted:
             logger.warning(

@@ -36,7 +36,7 @@ LEAST_COUNT_NOISE = 1.64
 
 
 _CUT_PROBABILITY = 1e-15
-"""Of a Poisson cohort above its cap. The cap is at the mean plus five standard deviations, or higher for that."""
+"""Of a Poisson cohort above its cap, which is at the mean plus five standard deviations or higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class FixedClip:
         return self.norm
 
     def split(self, noise_multiplier: float, expected_cohort: float) -> tuple[float, float | None]:  # noqa: ARG002
-        """Return the noise multiplier of the updates, and the standard deviation of the count's noise (none)."""
+        """Return the noise multiplier of the updates, and the standard deviation of the count's (none)."""
         return noise_multiplier, None
 
 
@@ -70,13 +70,14 @@ class FixedClip:
 class AdaptiveClip:
     """The clip norm follows a quantile of the updates' norms (Andrew et al. 2021, Algorithm 1).
 
-    Every client also gives one bit, ½ if its norm is at most the clip norm and −½ if not. The noisy mean of the
-    bits says which part of the norms is below; where that is more than ``quantile``, the next clip norm is
-    smaller. The bits' cost is part of the noise multiplier that is accounted.
+    Every client also gives one bit, ½ if its norm is at most the clip norm and −½ if not. The noisy mean of
+    the bits says which part of the norms is below; where that is more than ``quantile``, the next clip norm
+    is smaller. The bits' cost is part of the noise multiplier that is accounted.
 
-    One thing is not in the paper: a run that starts with a clip norm far above all norms takes no step until the
-    noisy bits say that some norms are above. Noise in proportion to such a clip norm would do more damage than the
-    rest of the run can mend. The bits are public by then, so what follows from them costs no privacy.
+    One thing is not in the paper: a run that starts with a clip norm far above all norms takes no step until
+    the noisy bits say that some norms are above. Noise in proportion to such a clip norm would do more damage
+    than the rest of the run can mend. The bits are public by then, so what follows from them costs no
+    privacy.
 
     Parameters
     ----------
@@ -87,8 +88,9 @@ class AdaptiveClip:
     learning_rate : float
         Size of the steps on the logarithm of the clip norm, > 0.
     count_noise : float, optional
-        Standard deviation of the noise on the sum of the bits. By default a twentieth of the expected cohort, or
-        1.64 noise multipliers if that is more: the noise on the updates is then at most 5 % larger than without.
+        Standard deviation of the noise on the sum of the bits. By default a twentieth of the expected cohort,
+        or 1.64 noise multipliers if that is more: the noise on the updates is then at most 5 % larger than
+        without.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -111,8 +113,8 @@ class AdaptiveClip:
     def split(self, noise_multiplier: float, expected_cohort: float) -> tuple[float, float | None]:
         """Return the noise multiplier of the updates, and the standard deviation of the count's noise.
 
-        The bits are ±½, so one client moves their sum by ½ where it moves that of the updates by one clip norm;
-        together they are one Gaussian release with ``noise_multiplier``.
+        The bits are ±½, so one client moves their sum by ½ where it moves that of the updates by one clip
+        norm; together they are one Gaussian release with ``noise_multiplier``.
 
         Raises
         ------
@@ -133,8 +135,8 @@ class AdaptiveClip:
     def follow(self, clip_norm: float, below: float) -> float:
         """Return the next round's clip norm.
 
-        >>> AdaptiveClip(initial=1.0).follow(1.0, below=0.9) < 1.0 < AdaptiveClip(initial=1.0).follow(1.0, below=0.1)
-        True
+        >>> AdaptiveClip(initial=1.0).follow(1.0, below=0.9) < 1.0 < AdaptiveClip(initial=1.0).follow(1.0,
+        below=0.1) True
         """
         return clip_norm * math.exp(-self.learning_rate * (below - self.quantile))
 
@@ -173,7 +175,7 @@ def read_sampling(given: "Sampling | Spec | str", population: int) -> Sampling:
 
 
 def _rarely_cut(sampling: Poisson) -> Poisson:
-    """Return the sampling with a cap that is so seldom reached that cutting costs no ε at any number of rounds.
+    """Return the sampling with a cap that is so seldom reached that cutting costs no ε in any run.
 
     Replies are summed as they arrive, so a large cohort needs time, not memory.
     """
@@ -193,7 +195,8 @@ def read_clip(given: "Clip | Spec | str | None", clip_norm: float | None) -> Cli
     """
     if (given is None) == (clip_norm is None):
         raise ConfigError(
-            f"{OWNER}: clip_norm={clip_norm} and clip={given!s}, but exactly one of them bounds what a client "
+            f"{OWNER}: clip_norm={clip_norm} and clip={given!s}, but exactly one of them bounds what a "
+            "client "
             'changes; give clip_norm=0.5, or clip="adaptive(initial=0.1)".'
         )
     if given is None:
@@ -209,7 +212,8 @@ def read_relation(unit: str, adjacency: str) -> NeighborRelation:
     if relation.unit is not Unit.CLIENT:
         raise ConfigError(
             f"{OWNER}: unit={unit!r}, but clipping whole updates protects clients; an ε for clients under "
-            "adjacency='replace' covers each of their records, and for more exact accounting of records train with "
+            "adjacency='replace' covers each of their records, and for more exact accounting of records "
+            "train with "
             "differentially private SGD at the clients."
         )
     return relation
@@ -227,7 +231,8 @@ def check_weights(weighting: Weighting, max_examples: int | None, mean_weight: f
     check_int(OWNER, "max_examples", max_examples, minimum=1)
     if weighting is not Weighting.EXAMPLES:
         raise ConfigError(
-            f'{OWNER}: max_examples={max_examples}, but the inner strategy has weighting="{weighting.value}"; '
+            f"{OWNER}: max_examples={max_examples}, but the inner strategy has "
+            f'weighting="{weighting.value}"; '
             'give fedavg(weighting="examples"), or leave max_examples out.'
         )
 

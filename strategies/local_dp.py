@@ -32,8 +32,9 @@ OWNER = "local_dp"
 class LocalDp(FederatedStrategy):
     """Announce that every client clips and noises its own update before it is sent.
 
-    ``local_dp(fedavg(weighting="uniform"), clip_norm=0.5, epsilon=8.0, delta=1e-5, max_rounds=20)``. The rule may
-    be any: what it sees is protected already. Each node keeps its own account, see ``clients.mods.local_dp``.
+    ``local_dp(fedavg(weighting="uniform"), clip_norm=0.5, epsilon=8.0, delta=1e-5, max_rounds=20)``. The rule
+    may be any: what it sees is protected already. Each node keeps its own account, see
+    ``clients.mods.local_dp``.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ class LocalDp(FederatedStrategy):
     unprotected_metrics : bool
         Let clients send metrics and evaluations as they are; by default they are withheld.
     untrained_arrays : str
-        What to do with arrays that are not trained (integers, normalisation statistics): ``"refuse"`` the model,
-        or ``"keep"`` them at their initial values.
+        What to do with arrays that are not trained (integers, normalisation statistics): ``"refuse"`` the
+        model, or ``"keep"`` them at their initial values.
 
     Raises
     ------
@@ -71,7 +72,8 @@ class LocalDp(FederatedStrategy):
         strategy = check_wrappable(OWNER, inner)
         if strategy.weighting is Weighting.EXAMPLES:
             raise ContractError(
-                f'{OWNER}: the inner strategy has weighting="examples", but clients withhold how many they have; '
+                f'{OWNER}: the inner strategy has weighting="examples", but clients withhold how many they '
+                "have; "
                 'give fedavg(weighting="uniform").'
             )
         super().__init__(strategy.aggregator, weighting=strategy.weighting, **strategy.options())

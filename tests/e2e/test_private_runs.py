@@ -23,7 +23,8 @@ def test_a_budget_ends_a_simulated_run_and_the_ledger_has_every_round(flwr_run: 
         ROOT,
         num_supernodes=4,
         strategy='dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove", '
-        'population=4, sampling="poisson(rate=0.5)", clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, max_epsilon=3.0)',
+        'population=4, sampling="poisson(rate=0.5)", clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, '
+        "max_epsilon=3.0)",
         task="digits(model='mlp')",
         num_rounds=9,
         run_dir=str(tmp_path / "run"),

@@ -96,6 +96,7 @@ def test_a_spec_builds_the_whole_stack(sampling: str) -> None:
         ({"noise_multiplier": 0.0}, "noise_multiplier"),
         ({"delta": 0.0}, "delta"),
         ({"delta": 1.0}, "delta"),
+        ({"delta": 0.02, "population": 100}, r"delta=0.02.*\(0, 0.01\]"),
         ({"noise_multiplier": None}, "give either noise_multiplier, or target_epsilon"),
         ({"target_epsilon": 2.0, "num_rounds": 5}, "give either"),
         ({"noise_multiplier": None, "target_epsilon": 2.0}, "give either"),
@@ -216,7 +217,7 @@ def _noise_scale(z: float, *, shrink: float = 1.0) -> float:
 
 
 def test_the_noise_has_the_scale_that_is_accounted() -> None:
-    """The mean square of n normals has a standard error of √(2/n); 5 of them, and 6 % less noise is caught."""
+    """The mean square of n normals has a standard error of √(2/n); with 5 of them 6 % less is caught."""
     slack = 5.0 * math.sqrt(0.5 / 20_000)
     assert abs(_noise_scale(1.7) - 1.0) < slack
     assert abs(_noise_scale(1.7, shrink=0.94) - 1.0) > slack
