@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result
 
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator
-from fl_plugins.checks import check_int
+from fl_plugins.checks import check_int, check_number
 from fl_plugins.clipped_updates import trained_keys
 from fl_plugins.contracts import Access, Contract, Weighting
 from fl_plugins.errors import ConfigError, PreconditionError, QuorumError
