@@ -154,7 +154,8 @@ class DpFedAvg(FederatedStrategy):
     ) -> None:
         check_plain_mean(OWNER, inner, may_weight=max_examples is not None)
         options = inner.options()
-        super().__init__(inner.aggregator, weighting=inner.weighting, **options)
+        # A second attempt at a round would be another release.
+        super().__init__(inner.aggregator, weighting=inner.weighting, **{**options, "on_shortfall": "raise"})
         check_int(OWNER, "population", population, minimum=1)
         check_number(OWNER, "delta", delta, minimum=0.0, maximum=1.0 / population, open_below=True)
         check_int(OWNER, "min_replies", min_replies, minimum=0)
@@ -288,6 +289,7 @@ class DpFedAvg(FederatedStrategy):
         source = self.noise_source("noise", server_round, cohort.attempt)
         parameters = from_named(self.make_public(cohort.layout, cohort.base, total, source))
         report = self.budget.commit(server_round)
+        logger.info("\tround %d: spent %s", server_round, report)
         denominator = self.expected_cohort * self.mean_weight
         self._session.emit(
             "aggregated",

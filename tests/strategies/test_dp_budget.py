@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord
 
-from fl_plugins.errors import BudgetError, CheckpointError, ConfigError, DataError
+from fl_plugins.errors import BudgetError, CheckpointError, ConfigError, DataError, QuorumError
 from fl_plugins.privacy import Accountant
 from fl_plugins.records import to_named
 from fl_plugins.run_options import RunOptions
@@ -97,6 +97,16 @@ def test_the_gate_holds_for_callers_with_a_loop_of_their_own_too() -> None:
         strategy.aggregate_train(1, [])
         with pytest.raises(BudgetError, match="another would exceed max_epsilon"):
             strategy.configure_train(2, record(), ConfigRecord(), grid)
+
+
+def test_a_round_without_enough_replies_ends_the_run_and_is_not_tried_again() -> None:
+    strategy, events = private(min_replies=5), Events()
+    with InProcessGrid(adding(0.01), N, silent=range(1, 5)) as grid:
+        options = RunOptions(num_rounds=3, seed=1, timeout_s=0.2, emit=events)
+        with pytest.raises(QuorumError, match="4 of 8 clients sent anything"):
+            strategy.run(grid, record(), options)
+    assert len(events.of("round_started")) == 1
+    assert strategy.budget.num_releases == 1
 
 
 def test_a_target_is_kept_and_used_up() -> None:
