@@ -154,8 +154,8 @@ class DpFedAvg(FederatedStrategy):
     ) -> None:
         check_plain_mean(OWNER, inner, may_weight=max_examples is not None)
         options = inner.options()
-        # A second attempt at a round would be another release.
-        super().__init__(inner.aggregator, weighting=inner.weighting, **{**options, "on_shortfall": "raise"})
+        options["on_shortfall"] = "raise"  # a second attempt at a round would be another release
+        super().__init__(inner.aggregator, weighting=inner.weighting, **options)
         check_int(OWNER, "population", population, minimum=1)
         check_number(OWNER, "delta", delta, minimum=0.0, maximum=1.0 / population, open_below=True)
         check_int(OWNER, "min_replies", min_replies, minimum=0)
