@@ -22,8 +22,8 @@ def test_a_budget_ends_a_simulated_run_and_the_ledger_has_every_round(flwr_run: 
     run = flwr_run(
         ROOT,
         num_supernodes=4,
-        strategy='dp_fedavg(fedavg(weighting="uniform"), unit="client", adjacency="add_remove", '
-        'population=4, sampling="poisson(rate=0.5)", clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, '
+        strategy="dp_fedavg(fedavg(weighting='uniform'), unit='client', adjacency='add_remove', "
+        "population=4, sampling=poisson(rate=0.5), clip_norm=1.0, noise_multiplier=2.0, delta=1e-5, "
         "max_epsilon=3.0)",
         task="digits(model='mlp')",
         num_rounds=9,
@@ -45,8 +45,7 @@ def test_simulated_nodes_protect_themselves_as_announced(flwr_run: Run, tmp_path
     run = flwr_run(
         ROOT,
         num_supernodes=3,
-        strategy='local_dp(fedavg(weighting="uniform"), clip_norm=1.0, epsilon=8.0, delta=1e-5, '
-        "max_rounds=2)",
+        strategy="local_dp(fedavg(weighting='uniform'), clip_norm=1.0, epsilon=8.0, delta=1e-5, max_rounds=2)",
         task="digits(model='mlp')",
         num_rounds=3,
         run_dir=str(tmp_path / "run"),

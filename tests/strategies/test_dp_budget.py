@@ -1,6 +1,8 @@
 """What a private run spends: charged before it is sent, kept on disk, never under-counted, never exceeded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,41 @@ def test_a_run_that_is_killed_in_a_round_has_spent_it_and_resumes(where: str, tm
     assert [each["epsilon"] for each in events.of("privacy")] == pytest.approx(
         [spent(strategy, rounds) for rounds in (4, 5, 6)]
     )
+
+
+KILLED_RUN = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from fl_plugins.run_options import RunOptions
+from fl_plugins.testing import InProcessGrid
+from strategies import DpFedAvg, FedAvg
+
+def client(message, context):
+    if message.content.config_records["config"]["server-round"] == 2:
+        os.kill(os.getpid(), 9)
+    raise ValueError("fails, which is no matter: it counts as zero")
+
+strategy = DpFedAvg(
+    FedAvg(weighting="uniform"), unit="client", adjacency="zero_out", population=8, delta=1e-5,
+    clip_norm=0.5, noise_multiplier=4.0,
+)
+arrays = ArrayRecord({"params/w": Array(np.zeros(5, np.float32))})
+with InProcessGrid(client, 8) as grid:
+    strategy.run(grid, arrays, RunOptions(num_rounds=4, seed=1, checkpoint_dir=Path(sys.argv[1])))
+"""
+
+
+def test_kill_9_in_a_round_never_under_counts(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_RUN, str(tmp_path)]
+    done = subprocess.run(command, check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    strategy = private()
+    _, events = run(strategy, 4, tmp_path, resume=True)
+    told = events.of("privacy")
+    assert [each["round"] for each in told] == [2, 3, 4]
+    assert told[-1]["epsilon"] == pytest.approx(spent(strategy, 5))
 
 
 def test_a_resumed_run_with_another_configuration_is_refused(tmp_path: Path) -> None:
