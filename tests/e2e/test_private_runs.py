@@ -45,7 +45,8 @@ def test_simulated_nodes_protect_themselves_as_announced(flwr_run: Run, tmp_path
     run = flwr_run(
         ROOT,
         num_supernodes=3,
-        strategy="local_dp(fedavg(weighting='uniform'), clip_norm=1.0, epsilon=8.0, delta=1e-5, max_rounds=2)",
+        strategy="local_dp(fedavg(weighting='uniform'), clip_norm=1.0, epsilon=8.0, delta=1e-5, "
+        "max_rounds=2)",
         task="digits(model='mlp')",
         num_rounds=3,
         run_dir=str(tmp_path / "run"),

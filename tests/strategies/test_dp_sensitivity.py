@@ -174,9 +174,24 @@ def test_d10_arrays_are_paired_by_name() -> None:
     assert not moved["params/w"].any()
 
 
+def test_d17_the_noisy_sum_is_on_a_grid_so_that_its_low_bits_tell_nothing() -> None:
+    """Without a grid the values that are possible depend on the sum; here they are the same for every sum."""
+    model = {"params/w": np.zeros(500, np.float64)}
+    grid = grid_for(C)
+    for clients in ({}, {0: moving(1.0, norm=0.3)}):
+        strategy = make(grid=True, insecure_seed=None)
+        steps = play(strategy, clients, model=model).arrays["params/w"] * strategy.expected_cohort / grid
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9 * np.abs(steps).max())
+        assert len(np.unique(np.rint(steps))) > 400
+
+
 def test_d24_clipping_is_done_where_it_is_accounted_whatever_clients_send() -> None:
     """A bfloat16 model with values of 1e30: float32 norms overflow there, and would let everything pass."""
-    model = {"params/w": np.zeros(64, np.float64), "params/h": np.zeros((2, 2), ml_dtypes.bfloat16)}
+    model = {
+        "params/w": np.zeros(64, np.float64),
+        "params/h": np.zeros((2, 2), ml_dtypes.bfloat16),
+        "params/empty": np.zeros((0, 3), np.float32),
+    }
     strategy = make()
     runs = [play(strategy, {0: each}, model=model) for each in (moving(1.0, norm=1e30), still)]
     squares = float(((runs[0].arrays["params/w"] - runs[1].arrays["params/w"]) ** 2).sum())
