@@ -13,6 +13,7 @@ Each one is also a built-in exception, so that callers need not know this module
     │   └── ConfigTypeError              TypeError: a parameter has the wrong type
     ├── ContractError                    ValueError: layers that may not be stacked
     ├── PolicyError                      ValueError: a node's operator does not allow what a message asks for
+    ├── BudgetError                      RuntimeError: a privacy budget that is spent
     ├── PreconditionError                ValueError: too few updates for the guarantee asked for
     ├── StructureError                   ValueError: arrays with other keys, shapes or dtypes
     ├── ReplyError                       ValueError: one client's reply is unusable
@@ -87,6 +88,10 @@ class ContractError(FLPluginsError, ValueError):
 
 class PolicyError(FLPluginsError, ValueError):
     """A message asks for less protection than the node's operator demands, or more than he allows."""
+
+
+class BudgetError(FLPluginsError, RuntimeError):
+    """What is asked for would spend more than the privacy budget."""
 
 
 class PreconditionError(FLPluginsError, ValueError):

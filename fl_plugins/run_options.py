@@ -74,6 +74,9 @@ class RunOptions:
     virtual_clients : int
         Number of virtual clients that cohort nodes host between them, named ``0 .. virtual_clients - 1``;
         needs ``roll_call``. With 0 every node is one client.
+    privacy_ledger : Path, optional
+        Where a strategy with a privacy budget keeps what was spent; runs on the same clients share one file.
+        ``None`` keeps it beside the checkpoints, or in memory if there are none.
     emit : Emit
         Receives the run's events, see :mod:`fl_plugins.runlog.events`.
     """
@@ -94,6 +97,7 @@ class RunOptions:
     identity: Mapping[str, str] = field(default_factory=dict)
     roll_call: bool = False
     virtual_clients: int = 0
+    privacy_ledger: Path | None = None
     emit: Emit = ignore_event
 
     def __post_init__(self) -> None:
@@ -103,10 +107,10 @@ class RunOptions:
         check_number("run", "timeout_s", self.timeout_s, minimum=0, open_below=True)
         if self.seed is not None:
             check_int("run", "seed", self.seed, minimum=0)
-        if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, Path):
-            raise ConfigTypeError(
-                f"run: checkpoint_dir={self.checkpoint_dir!r} is no pathlib.Path; give a Path."
-            )
+        for name in ("checkpoint_dir", "privacy_ledger"):
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, Path):
+                raise ConfigTypeError(f"run: {name}={path!r} is no pathlib.Path; give a Path.")
         check_int("run", "virtual_clients", self.virtual_clients, minimum=0)
         if self.virtual_clients and not self.roll_call:
             raise ConfigError(

@@ -9,9 +9,11 @@ from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
 from .centered_clipping import CenteredClipping
+from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
 from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
+from .local_dp import LocalDp
 from .mda import Mda
 from .meamed import MeaMed
 from .median import Median
@@ -26,10 +28,12 @@ __all__ = [
     "Bulyan",
     "Caf",
     "CenteredClipping",
+    "DpFedAvg",
     "FedAvg",
     "FederatedStrategy",
     "GeometricMedian",
     "Krum",
+    "LocalDp",
     "Mda",
     "MeaMed",
     "Median",

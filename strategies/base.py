@@ -29,7 +29,7 @@ from fl_plugins.run_options import EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
 from .cohort import Cohort, Tally, make_messages
-from .folding import Fold, nodes_may_sum
+from .folding import Fold, Folds, nodes_may_sum
 from .options import Settings, StrategyOptions
 from .replies import (
     ClientReply,
@@ -279,6 +279,10 @@ class FederatedStrategy(Strategy):
         cohort = self._session.sample(connected, size, phase=phase, number=number, attempt=attempt)
         return cohort, len(connected)
 
+    def announced_size(self, cohort: int) -> int:
+        """Return how many clients the messages say are asked; a layer may have to hide the number drawn."""
+        return cohort
+
     # -- Inside ----------------------------------------------------------------------------------------
 
     def _configure(
@@ -306,6 +310,7 @@ class FederatedStrategy(Strategy):
             hosts=hosts,
             extra={} if form is None else {wire.FORM: form, wire.WEIGHTING: self.weighting.value},
             stack=self.announce(phase, number),
+            announced_size=self.announced_size(len(clients)),
             settings=settings,
         )
         self._cohort = Cohort(
@@ -341,7 +346,7 @@ class FederatedStrategy(Strategy):
         return cohort
 
     def _judge(
-        self, cohort: Cohort, replies: Iterable[Message], fold: Fold | None = None
+        self, cohort: Cohort, replies: Iterable[Message], fold: Folds | None = None
     ) -> tuple[list[ClientReply], Tally]:
         """Return the usable replies and the count of all."""
         emit = self._session.emit

@@ -18,7 +18,7 @@ from fl_plugins.records import Layout
 from fl_plugins.run_options import Emit
 from fl_plugins.training import NamedArrays
 
-from .folding import Fold
+from .folding import Folds
 from .node_replies import Asked, NodeReply, read_node_reply
 from .options import Settings
 from .replies import ClientReply, FailedReplyError, NonFiniteReplyError, read_reply
@@ -99,7 +99,7 @@ class Cohort:
         *,
         weighted: bool,
         emit: Emit,
-        fold: Fold | None = None,
+        fold: Folds | None = None,
     ) -> tuple[list[ClientReply], Tally]:
         """Return the usable replies ordered by client, and the count; report each as it comes.
 
@@ -222,13 +222,14 @@ def make_messages(
     hosts: frozenset[int],
     extra: Mapping[str, str],
     stack: Mapping[str, Sequence[str]],
+    announced_size: int,
     settings: Settings,
 ) -> list[Message]:
     """Return one message per node; a host's names its clients and says with ``extra`` how to answer.
 
     ``stack`` is what :data:`fl_plugins.wire.LAYERS` and ``PROMISES`` announce.
     """
-    facts = {wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION, wire.COHORT_SIZE: len(clients)}
+    facts = {wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION, wire.COHORT_SIZE: announced_size}
     common = {**config, **facts, **{key: list(specs) for key, specs in stack.items() if specs}}
     kind = MessageType.TRAIN if phase == "train" else MessageType.EVALUATE
     messages = []

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +17,18 @@ from .replies import ClientReply
 _BATCH_BYTES = 32 << 20
 _BATCH_REPLIES = 256
 """Replies are kept until there are so many, and then folded by all cores at once."""
+
+
+class Folds(Protocol):
+    """What takes up accepted replies as they arrive, so that they need not be kept."""
+
+    def add(self, reply: ClientReply) -> ClientReply:
+        """Take up one client's reply; return what is kept of it."""
+        ...
+
+    def merge(self, total: WeightedSum) -> None:
+        """Take up a cohort node's own sum."""
+        ...
 
 
 class Fold:

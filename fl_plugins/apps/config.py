@@ -47,6 +47,9 @@ class RunConfig:
         Continue from the newest checkpoint in ``run_dir``.
     virtual_clients : int
         Number of clients in all, which the SuperNodes host between them; 0: every SuperNode is one client.
+    privacy_ledger : str
+        File with what a strategy with a privacy budget has spent; runs on the same clients share one. A
+        relative path is seen from ``run_dir``. Empty: ``privacy_ledger.jsonl`` there.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     resume: bool = False
     virtual_clients: int = 0
+    privacy_ledger: str = ""
 
     @classmethod
     def defaults(cls) -> dict[str, RunConfigValue]:

@@ -24,6 +24,7 @@ from .config import RunConfig
 from .stack import ClientStack, client_stack
 
 FINAL_MODEL = "final_model.ckpt"
+PRIVACY_LEDGER = "privacy_ledger.jsonl"
 
 
 def run_app(grid: Grid, config: RunConfig) -> Result:
@@ -55,6 +56,7 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
         identity=_identity(config),
         roll_call=True,
         virtual_clients=config.virtual_clients,
+        privacy_ledger=_privacy_ledger(config, run_dir),
         emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
     )
     try:
@@ -67,6 +69,13 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
     if run_dir is not None:
         _keep_model(run_dir / FINAL_MODEL, result, config)
     return result
+
+
+def _privacy_ledger(config: RunConfig, run_dir: Path | None) -> Path | None:
+    """Return where the privacy ledger is; the run config's path is as seen from the run's folder."""
+    if run_dir is None:
+        return Path(config.privacy_ledger) if config.privacy_ledger else None
+    return run_dir / (config.privacy_ledger or PRIVACY_LEDGER)
 
 
 def _identity(config: RunConfig) -> dict[str, str]:

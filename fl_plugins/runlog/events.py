@@ -14,6 +14,8 @@ stand beside these.
 ``round_retried``       round, attempt, reason
 ``aggregated``          round, accepted, quarantined, failed (counts), missing (client names),
                         contribution (weight by client), rule, fallback (whether it stood in)
+``privacy``             round, epsilon, delta, unit, adjacency, method (of the accounting), noise_multiplier,
+                        clip_norm (that was used), secure (whether ε is not void)
 ``fallback_used``       round, accepted, rule (that stands in), reason
 ``evaluated``           round, where (``server`` or ``clients``), metrics
 ``checkpoint_saved``    round, path
@@ -54,6 +56,7 @@ FIELDS: dict[str, frozenset[str]] = {
         "reply": "round phase client node seconds status reason",
         "round_retried": "round attempt reason",
         "aggregated": "round accepted quarantined failed missing contribution",
+        "privacy": "round epsilon delta unit adjacency method noise_multiplier clip_norm secure",
         "fallback_used": "round accepted rule reason",
         "evaluated": "round where metrics",
         "checkpoint_saved": "round path",

@@ -43,6 +43,7 @@ class ProgressState:
     seconds: tuple[float, ...] = ()
     server_metrics: Mapping[str, Any] = field(default_factory=dict)
     client_metrics: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Event | None = None
 
     @property
     def eta_s(self) -> float | None:
@@ -72,13 +73,17 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
         case "run_started":
             return ProgressState(num_rounds=event["num_rounds"]), [_describe_run(event)]
         case "round_started":
-            fresh = ProgressState(num_rounds=state.num_rounds, done=state.done, seconds=state.seconds)
+            fresh = ProgressState(
+                num_rounds=state.num_rounds, done=state.done, seconds=state.seconds, privacy=state.privacy
+            )
             return replace(fresh, round=event["round"], sampled=len(event["sampled"])), []
         case "missing" if event["clients"]:
             names = _name_clients([str(name) for name in event["clients"]])
             return state, [f"  {names} did not answer in time ({event['phase']})"]
         case "round_retried":
             return state, [f"  round {event['round']}, attempt {event['attempt']}: {_short(event['reason'])}"]
+        case "privacy":
+            return replace(state, privacy=event), []
         case "evaluated" if event["where"] == "server":
             lines = (
                 [_joined("before round 1", *_metrics(event["metrics"] or {}))] if event["round"] == 0 else []
@@ -93,7 +98,8 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
             return state, [f"stopped after round {event['round']}: {_short(event['reason'])}"]
         case "run_finished":
             head = f"finished {event['rounds']} rounds in {show_duration(event['seconds'])}"
-            return state, [_joined(head, *_metrics(event["metrics"] or {}))]
+            spent = [_describe_privacy(state.privacy)] if state.privacy else []
+            return state, [_joined(head, *_metrics(event["metrics"] or {})), *spent]
         case "run_failed":
             return state, [f"failed: {_short(event['error'])}"]
     return state, []
@@ -222,8 +228,18 @@ def _describe_round(state: ProgressState, event: Event) -> str:
     clients = f"{state.sampled} sampled, {state.answered} answered, {state.quarantined} quarantined"
     seconds = show_duration(float(event["seconds"]))
     eta = [f"ETA {show_duration(state.eta_s)}"] if state.eta_s else []
+    spent = [f"ε {show_number(state.privacy['epsilon'])}"] if state.privacy else []
     return _joined(
-        f"round {event['round']} of {state.num_rounds}", *_metrics(metrics), clients, seconds, *eta
+        f"round {event['round']} of {state.num_rounds}", *_metrics(metrics), *spent, clients, seconds, *eta
+    )
+
+
+def _describe_privacy(event: Event) -> str:
+    """Return what was spent; an ε means nothing without δ, unit and adjacency."""
+    void = "" if event["secure"] else "VOID, noise came from a seed: "
+    return (
+        f"privacy: {void}ε = {show_number(event['epsilon'])} at δ = {event['delta']:g}, unit "
+        f"{event['unit']}, adjacency {event['adjacency']} ({event['method']})"
     )
 
 

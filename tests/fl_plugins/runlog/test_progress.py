@@ -70,6 +70,25 @@ def test_a_run_is_told_line_by_line():
     ]
 
 
+def test_what_a_private_run_has_spent_is_told_with_delta_unit_and_adjacency():
+    spent = event(
+        "privacy",
+        round=1,
+        epsilon=1.5,
+        delta=1e-5,
+        unit="client",
+        adjacency="add_remove",
+        method="rdp",
+        secure=True,
+    )
+    end = event("run_finished", rounds=1, seconds=1.0, metrics={})
+    lines = lines_of([run(), *list(round_of(1))[:-1], spent, list(round_of(1))[-1], end])
+    assert "round 1 of 3 · ε 1.5000 · " in lines[1]
+    assert lines[-1] == "privacy: ε = 1.5000 at δ = 1e-05, unit client, adjacency add_remove (rdp)"
+    void = lines_of([run(), {**spent, "secure": False}, end])
+    assert void[-1].startswith("privacy: VOID, noise came from a seed: ε = ")
+
+
 def test_clients_that_fail_or_do_not_answer_are_named_with_the_reason():
     state = ProgressState(num_rounds=1)
     failed = event("reply", phase="evaluate", client="4", status="failed", reason="Traceback\n  boom\n")

@@ -1,0 +1,1 @@
+"""Flower mods: the clients' part of layers that the server announces."""
