@@ -20,11 +20,23 @@ Each one is also a built-in exception, so that callers need not know this module
     ├── DivergenceError                  ArithmeticError: the aggregated parameters are not finite
     ├── DataError                        ValueError: a partition or data set that cannot be trained on
     ├── CheckpointError                  ValueError: damaged, or of another run
+    ├── SecureAggregationError           a protocol check that did not hold
+    │   ├── PolicyViolationError         ValueError: parameters that the node's own policy forbids
+    │   ├── StageError                   RuntimeError: out of order, repeated, of another round
+    │   ├── MessageFormatError           ValueError: bytes or arrays that are no message of this stage
+    │   ├── AdvertError                  ValueError: a list of public keys that cannot be right
+    │   ├── SignatureError               ValueError: not signed by who must have signed
+    │   ├── PacketError                  ValueError: an encrypted share that does not open
+    │   ├── SurvivorError                ValueError: a list of survivors that cannot be right
+    │   ├── ShareError                   ValueError: shares that give no secret that was advertised
+    │   ├── EncodingError                ValueError: an update or sum that does not fit the ring
+    │   └── RoundAbortedError            RuntimeError: too few clients are left, or the sum is wrong
     └── RunFailedError                   RuntimeError: a run that Flower reports as failed
 
 A message says name, value, rule, remedy. Secrets never appear in one.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -103,6 +115,57 @@ class DataError(FLPluginsError, ValueError):
 
 class CheckpointError(FLPluginsError, ValueError):
     """A checkpoint that is damaged or belongs to another run."""
+
+
+class SecureAggregationError(FLPluginsError):
+    """A check of the secure aggregation protocol that did not hold.
+
+    ``suspects`` are the node ids that the check points at; empty if it points at nobody, or at the server.
+    """
+
+    def __init__(self, *args: object, suspects: Iterable[int] = ()) -> None:
+        super().__init__(*args)
+        self.suspects = tuple(sorted(set(suspects)))
+
+
+class PolicyViolationError(SecureAggregationError, ValueError):
+    """The server asks for something that the node's own policy forbids."""
+
+
+class StageError(SecureAggregationError, RuntimeError):
+    """A message out of order, a second time, or of another round."""
+
+
+class MessageFormatError(SecureAggregationError, ValueError):
+    """Bytes or arrays that are no message of this stage."""
+
+
+class AdvertError(SecureAggregationError, ValueError):
+    """A list of public keys that cannot be right."""
+
+
+class SignatureError(SecureAggregationError, ValueError):
+    """Not signed by who must have signed, or by too few."""
+
+
+class PacketError(SecureAggregationError, ValueError):
+    """An encrypted share that does not open, or is not for this node."""
+
+
+class SurvivorError(SecureAggregationError, ValueError):
+    """A list of survivors that cannot be right."""
+
+
+class ShareError(SecureAggregationError, ValueError):
+    """Shares that give no secret that was advertised."""
+
+
+class EncodingError(SecureAggregationError, ValueError):
+    """An update that does not fit the ring, or a sum that is not what was put in."""
+
+
+class RoundAbortedError(SecureAggregationError, RuntimeError):
+    """The round cannot give a sum: too few clients are left, or what they sent does not fit together."""
 
 
 class RunFailedError(FLPluginsError, RuntimeError):

@@ -1,0 +1,31 @@
+"""Secure aggregation without Flower: bytes, integers and NumPy arrays in and out.
+
+The server learns the sum of integer vectors modulo 2^b and nothing else. What drives a round are two state
+machines, :class:`ClientSession` and :class:`ServerSession`; ``docs/secure-aggregation.md`` has the protocol.
+"""
+
+from .client import ClientSession, Reply
+from .fixed_point import DecodedSum, Encoded, FixedPoint
+from .graph import Topology
+from .keys import Identity, public_identity_from_pem
+from .messages import Stage
+from .parameters import ClientPolicy, Progress, RoundParameters, Tier
+from .server import SecureSum, ServerSession
+
+__all__ = [
+    "ClientPolicy",
+    "ClientSession",
+    "DecodedSum",
+    "Encoded",
+    "FixedPoint",
+    "Identity",
+    "Progress",
+    "Reply",
+    "RoundParameters",
+    "SecureSum",
+    "ServerSession",
+    "Stage",
+    "Tier",
+    "Topology",
+    "public_identity_from_pem",
+]
