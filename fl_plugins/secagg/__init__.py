@@ -9,7 +9,8 @@ from .fixed_point import DecodedSum, Encoded, FixedPoint
 from .graph import Topology
 from .keys import Identity, public_identity_from_pem
 from .messages import Stage
-from .parameters import ClientPolicy, Progress, RoundParameters, Tier
+from .parameters import Progress, RoundParameters, Tier
+from .policy import ClientPolicy
 from .server import SecureSum, ServerSession
 
 __all__ = [

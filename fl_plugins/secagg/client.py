@@ -10,10 +10,9 @@ and delete it when the stage is ``CLOSED``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import (
@@ -26,7 +25,7 @@ from ..errors import (
     SurvivorError,
 )
 from .codec import Reader, Writer
-from .graph import neighbors
+from .graph import count_of, neighbors, stays_connected
 from .keys import (
     Identity,
     agree,
@@ -37,6 +36,7 @@ from .keys import (
     public_key,
     signature_holds,
 )
+from .memory import Memory
 from .messages import (
     Advert,
     MaskRequest,
@@ -48,7 +48,8 @@ from .messages import (
     confirmed_part,
     pack_by_node,
 )
-from .parameters import ClientPolicy, Progress, RoundParameters, Tier
+from .parameters import Progress, RoundParameters, Tier
+from .policy import ClientPolicy
 from .prg import RING_DTYPES, apply_masks
 from .shamir import split
 from .shares import PACKET_BYTES, open_packet, seal
@@ -62,30 +63,6 @@ class Reply:
 
     body: bytes
     vector: NDArray[Any] | None = field(default=None, repr=False)
-
-
-@dataclass(kw_only=True)
-class _Memory:
-    """What a session knows between stages; nothing of it may be shown."""
-
-    advert: bytes = b""
-    packet_secret: bytes = field(default=b"", repr=False)
-    mask_secret: bytes = field(default=b"", repr=False)
-    seed: bytes = field(default=b"", repr=False)
-    vector: NDArray[Any] | None = field(default=None, repr=False)
-    transcript: bytes = b""
-    threshold: int = 0
-    nodes: dict[int, bytes] = field(default_factory=dict)
-    """Every node of U1 and its identity key (empty in the honest-but-curious tier)."""
-    peers: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
-    """For every neighbor: the key of the packets between us, and its public masking key."""
-    own_share: bytes = field(default=b"", repr=False)
-    shares: dict[int, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
-    """For every neighbor in U2: its shares of own-mask seed and masking key."""
-    shared: tuple[int, ...] = ()
-    """U2."""
-    survivors: tuple[int, ...] = ()
-    """The U3 that was signed."""
 
 
 class ClientSession:
@@ -108,7 +85,7 @@ class ClientSession:
         policy: ClientPolicy,
         identity: Identity | None,
         stage: Stage,
-        memory: _Memory,
+        memory: Memory,
     ) -> None:
         self.parameters, self.node, self.stage = parameters, node, stage
         self._policy, self._identity, self._memory = policy, identity, memory
@@ -175,7 +152,7 @@ class ClientSession:
                 f"secagg: the vector has shape {vector.shape} and dtype {vector.dtype}, but the round's are "
                 f"({parameters.length},) and {dtype}."
             )
-        memory = _Memory(
+        memory = Memory(
             packet_secret=new_secret(), mask_secret=new_secret(), seed=new_secret(), vector=vector.copy()
         )
         advert = Advert(
@@ -185,7 +162,12 @@ class ClientSession:
             commitment=commitment(memory.seed, parameters.context),
         )
         if parameters.tier is Tier.MALICIOUS:
-            advert = _signed(advert, parameters, policy, identity)
+            if identity is None or identity.public not in policy.roster:
+                raise PolicyViolationError(
+                    "secagg: a malicious-tier round, but this node has no identity that its roster lists; "
+                    "give it one."
+                )
+            advert = advert.signed_by(identity, parameters.context)
         memory.advert = advert.to_bytes()
         session = cls(
             parameters, node=node, policy=policy, identity=identity, stage=Stage.SHARE, memory=memory
@@ -224,7 +206,7 @@ class ClientSession:
         """Drop everything that the session knows."""
         if self._memory.vector is not None:
             self._memory.vector.fill(0)
-        self.stage, self._memory = Stage.CLOSED, _Memory()
+        self.stage, self._memory = Stage.CLOSED, Memory()
 
     def _share(self, data: bytes) -> Reply:
         memory, parameters = self._memory, self.parameters
@@ -232,12 +214,12 @@ class ClientSession:
         adverts = [Advert.from_bytes(item) for item in request.adverts]
         self._check_adverts(request, adverts)
         memory.transcript = request.transcript(parameters.context)
-        memory.threshold = request.topology.threshold
+        memory.degree, memory.threshold = request.topology.degree, request.topology.threshold
         memory.nodes = {advert.node: advert.identity for advert in adverts}
         by_node = {advert.node: advert for advert in adverts}
         peers = neighbors(list(by_node), self.node, request.topology, memory.transcript)
-        for peer in peers:
-            shared = agree(memory.packet_secret, by_node[peer].packet_key, owner=peer)
+        packet_keys = {peer: by_node[peer].packet_key for peer in peers}
+        for peer, shared in agree(memory.packet_secret, packet_keys).items():
             key = pair_key(shared, b"share", parameters.sid, (self.node, peer), memory.transcript)
             memory.peers[peer] = (key, by_node[peer].mask_key)
         memory.packet_secret = b""
@@ -307,8 +289,8 @@ class ClientSession:
             )
         added = [own_key(memory.seed, parameters.sid, self.node, memory.transcript)]
         subtracted: list[bytes] = []
-        for peer in senders:
-            secret = agree(memory.mask_secret, memory.peers[peer][1], owner=peer)
+        mask_keys = {sender: memory.peers[sender][1] for sender in senders}
+        for peer, secret in agree(memory.mask_secret, mask_keys).items():
             key = pair_key(secret, b"mask", parameters.sid, (self.node, peer), memory.transcript)
             (added if self.node < peer else subtracted).append(key)
         vector = memory.vector
@@ -325,7 +307,8 @@ class ClientSession:
         survivors = self._check_survivors(reader.ids())
         reader.done()
         self._memory.survivors = survivors
-        assert self._identity is not None
+        if self._identity is None:
+            raise PolicyViolationError("secagg: the session was restored without its identity; give it.")
         self.stage = Stage.UNMASK
         signed = confirmed_part(self._memory.transcript, self._memory.shared, survivors)
         return Reply(body=self._identity.sign(signed))
@@ -351,16 +334,25 @@ class ClientSession:
         signers = [signer for signer, _ in signatures]
         if len(set(signers)) != len(signers) or not set(signers) <= set(survivors):
             raise SignatureError("secagg: confirmations of nodes that do not survive, or two of one node.")
+        if len(signers) < memory.threshold:
+            raise SignatureError(f"secagg: {len(signers)} confirmations, but {memory.threshold} are needed.")
         for signer, signature in signatures:
             if not signature_holds(memory.nodes[signer], signature, signed):
                 raise SignatureError(
                     f"secagg: node {signer} did not sign this set of survivors.", suspects=[signer]
                 )
-        if len(signers) < memory.threshold:
-            raise SignatureError(f"secagg: {len(signers)} confirmations, but {memory.threshold} are needed.")
 
     def _check_survivors(self, nodes: Sequence[int]) -> tuple[int, ...]:
-        return self._subset(nodes, self._memory.shared, "U3, the survivors,")
+        survivors = self._subset(nodes, self._memory.shared, "U3, the survivors,")
+        memory, num_nodes = self._memory, len(self._memory.nodes)
+        removed = num_nodes - len(survivors) + count_of(self._policy.corrupt, num_nodes)
+        if not stays_connected(num_nodes, memory.degree, removed):
+            raise SurvivorError(
+                f"secagg: {num_nodes - len(survivors)} of {num_nodes} nodes dropped out, so many that "
+                f"a graph of degree {memory.degree} may fall apart, and the server would see the sums "
+                "of the parts."
+            )
+        return survivors
 
     def _subset(self, nodes: Sequence[int], of: Any, what: str) -> tuple[int, ...]:
         """Check a set of nodes: distinct, a subset, with me, and large enough."""
@@ -377,22 +369,12 @@ class ClientSession:
 
     def to_bytes(self) -> bytes:
         """Return the session as bytes, secrets included; keep them where the update itself may be."""
-        memory = self._memory
         if self.stage is Stage.CLOSED:
             raise StageError("secagg: a closed session has nothing to save; delete what was saved of it.")
         writer = Writer().number(_STATE_VERSION, 1).sized(self.stage.encode()).number(self.node, 8)
-        writer.sized(self.parameters.to_bytes()).sized(memory.advert)
-        for secret in (memory.packet_secret, memory.mask_secret, memory.seed):
-            writer.sized(secret)
-        writer.sized(b"" if memory.vector is None else memory.vector.data.cast("B"))
-        writer.sized(memory.transcript).number(memory.threshold, 4)
-        writer.list(list(memory.nodes.items()), lambda item: writer.number(item[0], 8).sized(item[1]))
-        for table in (memory.peers, memory.shares):
-            writer.list(
-                list(table.items()),
-                lambda item: writer.number(item[0], 8).sized(item[1][0]).sized(item[1][1]),
-            )
-        return writer.sized(memory.own_share).ids(memory.shared).ids(memory.survivors).done()
+        writer.sized(self.parameters.to_bytes())
+        self._memory.write(writer)
+        return writer.done()
 
     @classmethod
     def from_bytes(cls, data: bytes, *, policy: ClientPolicy, identity: Identity | None = None) -> Self:
@@ -410,32 +392,6 @@ class ClientSession:
         if name not in {Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK}:
             raise MessageFormatError("secagg: the saved session is at no stage; begin a new round.")
         parameters = RoundParameters.from_bytes(reader.sized())
-        memory = _Memory(
-            advert=reader.sized(),
-            packet_secret=reader.sized(),
-            mask_secret=reader.sized(),
-            seed=reader.sized(),
-        )
-        words = reader.sized()
-        if words:
-            memory.vector = np.frombuffer(bytearray(words), RING_DTYPES[parameters.num_bits])
-        memory.transcript, memory.threshold = reader.sized(), reader.number(4)
-        memory.nodes = dict(reader.list(lambda: (reader.number(8), reader.sized())))
-        for table in (memory.peers, memory.shares):
-            table.update(reader.list(lambda: (reader.number(8), (reader.sized(), reader.sized()))))
-        memory.own_share = reader.sized()
-        memory.shared, memory.survivors = tuple(reader.ids()), tuple(reader.ids())
+        memory = Memory.read(reader, parameters.num_bits)
         reader.done()
         return cls(parameters, node=node, policy=policy, identity=identity, stage=Stage(name), memory=memory)
-
-
-def _signed(
-    advert: Advert, parameters: RoundParameters, policy: ClientPolicy, identity: Identity | None
-) -> Advert:
-    if identity is None or identity.public not in policy.roster:
-        raise PolicyViolationError(
-            "secagg: a malicious-tier round, but this node has no identity that its roster lists; "
-            "give it one."
-        )
-    named = replace(advert, identity=identity.public)
-    return replace(named, signature=identity.sign(named.signed_part(parameters.context)))

@@ -70,13 +70,13 @@ def complete(num_nodes: int, *, at_least: int = 2) -> Topology:
 
 
 @cache
-def plan(num_nodes: int, *, corrupt: float, dropout: float) -> Topology:
+def plan(num_nodes: int, *, corrupt: float, dropout: float, max_complete: int = MAX_COMPLETE) -> Topology:
     """Return the smallest k with the smallest t that keep both bounds.
 
-    Up to 64 nodes, or if no k does because too many collude or drop out, the graph is complete.
+    Up to ``max_complete`` nodes, or if no k does because too many collude or drop out, the graph is complete.
     """
     colluding, dropped = count_of(corrupt, num_nodes), count_of(dropout, num_nodes)
-    for degree in range(4, num_nodes - 1) if num_nodes > MAX_COMPLETE else ():
+    for degree in range(4, num_nodes - 1) if num_nodes > max_complete else ():
         if num_nodes * degree % 2:
             continue  # there is no such graph
         if disconnection_bound(num_nodes, degree, colluding + dropped) > Fraction(1, 2**PRIVACY_BITS):
@@ -100,6 +100,12 @@ def disconnection_bound(num_nodes: int, degree: int, removed: int) -> Fraction:
     given = degree // 2 * 2
     pairs = math.comb(num_nodes, 2)
     return Fraction(pairs * math.comb(num_nodes - given, removed - given), math.comb(num_nodes, removed))
+
+
+def stays_connected(num_nodes: int, degree: int, removed: int) -> bool:
+    """Say whether the graph falls apart with probability at most 2^-40; the complete one never does."""
+    bound = Fraction(1, 2**PRIVACY_BITS)
+    return degree == num_nodes - 1 or disconnection_bound(num_nodes, degree, removed) <= bound
 
 
 def tail(population: int, marked: int, drawn: int, at_least: int) -> Fraction:

@@ -9,6 +9,7 @@ X25519: RFC 7748. HKDF: RFC 5869. Ed25519: RFC 8032.
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -43,22 +44,27 @@ def public_key(secret: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def agree(secret: bytes, public: bytes, *, owner: int) -> bytes:
-    """Return the X25519 shared secret; never a key by itself, see :func:`pair_key`.
+def agree(secret: bytes, publics: Mapping[int, bytes]) -> dict[int, bytes]:
+    """Return the X25519 shared secret with each node's public key.
+
+    It is never a key by itself, see :func:`pair_key`.
 
     Raises
     ------
     AdvertError
-        If the other's public key is of low order: the shared secret would be all zeros, known to everyone.
+        If a public key is of low order: the shared secret would be all zeros, known to everyone.
     """
-    try:
-        return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError:
-        raise AdvertError(
-            f"secagg: node {owner} advertised a public key of low order, with which every shared secret is "
-            "zero; leave it out.",
-            suspects=[owner],
-        ) from None
+    private, shared = X25519PrivateKey.from_private_bytes(secret), {}
+    for node, public in publics.items():
+        try:
+            shared[node] = private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            raise AdvertError(
+                f"secagg: node {node} advertised a public key of low order, with which every shared "
+                "secret is zero; leave it out.",
+                suspects=[node],
+            ) from None
+    return shared
 
 
 def derive(secret: bytes, info: bytes) -> bytes:

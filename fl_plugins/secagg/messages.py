@@ -15,13 +15,13 @@ U1 ⊇ U2 ⊇ U3: the nodes that advertised, that sent packets, whose masked vec
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from ..errors import SignatureError
 from .codec import Reader, Writer
 from .graph import Topology
-from .keys import KEY_BYTES, SIGNATURE_BYTES, signature_holds, tagged_hash
+from .keys import KEY_BYTES, SIGNATURE_BYTES, Identity, signature_holds, tagged_hash
 from .shamir import SHARE_BYTES
 from .shares import PACKET_BYTES
 
@@ -56,6 +56,11 @@ class Advert:
         """Return what the signature is over."""
         keys = self.packet_key + self.mask_key + self.commitment
         return tagged_hash(b"advert", context, self.node.to_bytes(8, "big"), keys, self.identity)
+
+    def signed_by(self, identity: Identity, context: bytes) -> Self:
+        """Return the advert with an identity and its signature for this attempt."""
+        named = replace(self, identity=identity.public, signature=b"")
+        return replace(named, signature=identity.sign(named.signed_part(context)))
 
     def to_bytes(self) -> bytes:
         """Encode."""

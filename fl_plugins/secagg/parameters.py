@@ -2,21 +2,17 @@
 
 import enum
 import json
-import math
-from dataclasses import asdict, dataclass, field, fields
-from fractions import Fraction
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from ..checks import check_int, check_number
-from ..errors import ConfigError, EncodingError, MessageFormatError, PolicyViolationError, StageError
+from ..errors import ConfigError, EncodingError, MessageFormatError, StageError
 from .codec import Reader, Writer
 from .graph import (
-    PRIVACY_BITS,
+    MAX_COMPLETE,
     Topology,
-    collusion_bound,
     complete,
     count_of,
-    disconnection_bound,
     plan,
 )
 from .keys import tagged_hash
@@ -66,6 +62,8 @@ class RoundParameters:
         32-byte hash of names, shapes and dtypes of what the vector holds.
     model : bytes
         32-byte hash of the global parameters that the clients were given.
+    max_complete : int
+        Up to this many nodes the graph is complete; in the malicious tier it always is.
     """
 
     tier: Tier
@@ -83,6 +81,7 @@ class RoundParameters:
     length: int
     layout: bytes
     model: bytes
+    max_complete: int = MAX_COMPLETE
 
     def __post_init__(self) -> None:
         owner = "secure aggregation"
@@ -90,9 +89,12 @@ class RoundParameters:
             raise ConfigError(f"{owner}: tier={self.tier!r}; give one of {[t.value for t in Tier]}.")
         for name in ("run_id", "round", "attempt"):
             check_int(owner, name, getattr(self, name), minimum=0)
+            if getattr(self, name) >= 1 << 64:
+                raise ConfigError(f"{owner}: {name}={getattr(self, name)}, but it must be below 2^64.")
         check_int(owner, "min_clients", self.min_clients, minimum=2)
         check_int(owner, "cohort", self.cohort, minimum=self.min_clients)
         check_int(owner, "length", self.length, minimum=1)
+        check_int(owner, "max_complete", self.max_complete, minimum=8)
         for name in ("corrupt", "dropout"):
             check_number(owner, name, getattr(self, name), minimum=0.0, maximum=0.5)
         for name in ("clip", "max_weight"):
@@ -120,7 +122,7 @@ class RoundParameters:
             # No two sets of survivors may both get t signatures: see docs/secure-aggregation.md.
             confirmable = (num_nodes + count_of(self.corrupt, num_nodes)) // 2 + 1
             return complete(num_nodes, at_least=confirmable)
-        return plan(num_nodes, corrupt=self.corrupt, dropout=self.dropout)
+        return plan(num_nodes, corrupt=self.corrupt, dropout=self.dropout, max_complete=self.max_complete)
 
     def to_bytes(self) -> bytes:
         """Return the one encoding that these parameters have (JSON, keys sorted)."""
@@ -213,138 +215,3 @@ class Progress:
         progress = cls(run_id=reader.number(8), round=reader.number(8), attempt=reader.number(8))
         reader.done()
         return progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientPolicy:
-    """What a node's operator allows; the server's word changes none of it.
-
-    Parameters
-    ----------
-    required_tier : Tier
-        ``MALICIOUS`` refuses rounds without identities.
-    min_clients : int
-        Fewest clients that the node lets itself be summed with.
-    corrupt : float
-        The fraction of colluding clients that the graph and threshold must withstand.
-    num_bits : frozenset[int]
-        Rings that the node computes in.
-    max_length : int
-        Most ring words that it sends.
-    roster : frozenset[bytes]
-        Ed25519 public keys of every node that may take part, from the operator's file; needed for
-        ``MALICIOUS`` rounds.
-    """
-
-    required_tier: Tier = Tier.HONEST_BUT_CURIOUS
-    min_clients: int = 3
-    corrupt: float = 0.05
-    num_bits: frozenset[int] = frozenset({16, 32})
-    max_length: int = 2**31
-    roster: frozenset[bytes] = field(default=frozenset(), repr=False)
-
-    def __post_init__(self) -> None:
-        check_int("secure aggregation policy", "min_clients", self.min_clients, minimum=2)
-        check_number("secure aggregation policy", "corrupt", self.corrupt, minimum=0.0, maximum=0.5)
-        if self.required_tier is Tier.MALICIOUS and not self.roster:
-            raise ConfigError(
-                "secure aggregation policy: required_tier is malicious, but the roster is empty; "
-                "name the file with the peers' public keys."
-            )
-
-    def check(self, parameters: RoundParameters) -> None:
-        """Refuse parameters that are not allowed.
-
-        Raises
-        ------
-        PolicyViolationError
-            With the rule that they break.
-        """
-        rules = (
-            (
-                self.required_tier is Tier.HONEST_BUT_CURIOUS or parameters.tier is Tier.MALICIOUS,
-                f"tier {parameters.tier}, but this node takes part in malicious-tier rounds only",
-            ),
-            (
-                parameters.tier is not Tier.MALICIOUS or bool(self.roster),
-                "a malicious-tier round, but this node has no roster of its peers",
-            ),
-            (
-                parameters.min_clients >= self.min_clients,
-                f"min_clients={parameters.min_clients}, but this node wants >= {self.min_clients}",
-            ),
-            (
-                parameters.corrupt >= self.corrupt,
-                f"corrupt={parameters.corrupt:g}, but this node reckons with {self.corrupt:g}",
-            ),
-            (
-                parameters.num_bits in self.num_bits,
-                f"a ring of {parameters.num_bits} bits, but this node allows {sorted(self.num_bits)}",
-            ),
-            (
-                parameters.length <= self.max_length,
-                f"length={parameters.length}, but this node sends at most {self.max_length} words",
-            ),
-        )
-        _refuse_unless(rules)
-
-    def check_topology(self, parameters: RoundParameters, topology: Topology, num_nodes: int) -> None:
-        """Refuse a graph or threshold that does not withstand this node's fraction of colluders.
-
-        The announced one must also be exactly the public function's, so the server chooses nothing.
-
-        Raises
-        ------
-        PolicyViolationError
-            With the rule that it breaks.
-        """
-        n, t = num_nodes, topology.threshold
-        colluding = count_of(self.corrupt, n)
-        least = max(parameters.min_clients, self.min_clients)
-        _refuse_unless(
-            [
-                (n >= least, f"a sum of {n} nodes, but {least} are needed"),
-                (
-                    n <= parameters.cohort,
-                    f"a sum of {n} nodes, but the ring is sized for {parameters.cohort}",
-                ),
-            ]
-        )
-        right = parameters.topology(n)
-        rules = [
-            (
-                topology == right,
-                f"degree {topology.degree} and threshold {t}, but {n} nodes have degree {right.degree} and "
-                f"threshold {right.threshold}",
-            )
-        ]
-        if topology.is_complete(n):
-            rules.append((t > colluding, f"threshold {t}, but {colluding} of {n} nodes may collude"))
-            if parameters.tier is Tier.MALICIOUS:
-                rules.append(
-                    (
-                        2 * t > n + colluding,
-                        f"threshold {t}, but two sets of survivors could both be confirmed unless "
-                        f"2t > n + colluders = {n + colluding}",
-                    )
-                )
-        else:
-            removed = colluding + count_of(parameters.dropout, n)
-            risk = collusion_bound(n, topology, colluding) + disconnection_bound(n, topology.degree, removed)
-            rules.append(
-                (
-                    risk <= Fraction(2, 2**PRIVACY_BITS),
-                    f"degree {topology.degree} and threshold {t} fail with probability "
-                    f"2^{math.log2(risk) if risk else -math.inf:.1f} for {colluding} colluders of {n}",
-                )
-            )
-        _refuse_unless(rules)
-
-
-def _refuse_unless(rules: Any) -> None:
-    for holds, reason in rules:
-        if not holds:
-            raise PolicyViolationError(
-                f"secagg: the server asks for {reason}; nothing was sent. Change the server's "
-                "settings or the node's policy."
-            )

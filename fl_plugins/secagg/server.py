@@ -31,7 +31,7 @@ from ..errors import (
     StageError,
 )
 from .codec import Writer
-from .graph import Topology, neighbors
+from .graph import Topology, count_of, neighbors, stays_connected
 from .keys import signature_holds
 from .messages import (
     Advert,
@@ -63,7 +63,8 @@ class SecureSum:
     dropped : tuple[int, ...]
         Who shared secrets, but sent no masked vector: their masks were reconstructed.
     wrong_shares : tuple[int, ...]
-        Holders who sent wrong shares, which were found and left out.
+        Holders who sent wrong shares, which were found and left out. Certain if at most half the surplus over
+        t lie; of more, some who plan together can make others look wrong.
     """
 
     vector: NDArray[Any] = field(repr=False)
@@ -109,6 +110,7 @@ class ServerSession:
         self._asked: tuple[int, ...] = asked
         self._answers: dict[int, Any] = {}
         self._adverts: dict[int, Advert] = {}
+        self._keys_in_use: set[bytes] = set()
         self._graph: dict[int, tuple[int, ...]] = {}
         self._topology = Topology(degree=0, threshold=0)
         self._transcript = b""
@@ -143,7 +145,8 @@ class ServerSession:
             case Stage.CONFIRM:
                 return dict.fromkeys(self._asked, Writer().ids(self._survivors).done())
             case Stage.UNMASK:
-                signatures = sorted(self._signatures.items())
+                # As many as are needed: each costs every client a verification.
+                signatures = sorted(self._signatures.items())[: self._topology.threshold]
                 request = UnmaskRequest(survivors=self._survivors, signatures=signatures)
                 return dict.fromkeys(self._asked, request.to_bytes())
         raise StageError("secagg: the session is closed; there is nothing to send.")
@@ -200,9 +203,10 @@ class ServerSession:
         if self._roster is not None and self.parameters.tier is Tier.MALICIOUS:
             check_identities([advert], self._roster, self.parameters.context)
         # One key in two adverts, and every client refuses the list: the first who sent it stays.
-        taken = {key for other in self._answers.values() for key in _keys(other)}
-        if taken & _keys(advert) or advert.packet_key == advert.mask_key:
+        keys = {advert.packet_key, advert.mask_key}
+        if keys & self._keys_in_use or len(keys) < 2:
             raise AdvertError(f"secagg: node {node} advertised a key that is in use.", suspects=[node])
+        self._keys_in_use |= keys
         return advert
 
     def _take_packets(self, node: int, body: bytes) -> dict[int, bytes]:
@@ -307,6 +311,15 @@ class ServerSession:
     def _fix_survivors(self) -> Stage:
         self._survivors = self._asked = self._need(self._least, "sent a masked vector")
         self._packets = {}
+        n, degree = len(self._adverts), self._topology.degree
+        dropped = n - len(self._survivors)
+        if not stays_connected(n, degree, dropped + count_of(self.parameters.corrupt, n)):
+            raise RoundAbortedError(
+                f"secagg: {dropped} of {n} nodes dropped out, but with "
+                f"dropout={self.parameters.dropout:g} and corrupt={self.parameters.corrupt:g} the "
+                f"graph's degree is {degree}, and it may fall apart; no client unmasks that. Begin "
+                "again with a higher dropout."
+            )
         return Stage.CONFIRM if self.parameters.tier is Tier.MALICIOUS else Stage.UNMASK
 
     def _fix_signatures(self) -> Stage:
@@ -341,7 +354,3 @@ class ServerSession:
             adverts=self._adverts,
             context=self.parameters.context,
         )
-
-
-def _keys(advert: Advert) -> set[bytes]:
-    return {advert.packet_key, advert.mask_key}

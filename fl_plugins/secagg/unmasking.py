@@ -71,6 +71,8 @@ def open_secrets(
             return commitment(secret, context) == advert.commitment
 
         secret, wrong = recover(usable, threshold, is_right)
+        if secret is None and usable is not shares:
+            secret, wrong = recover(shares, threshold, is_right)
         if secret is None:
             raise RoundAbortedError(
                 f"secagg: no {threshold} of {len(usable)} shares of node {owner}'s {what} give what it "
@@ -102,10 +104,9 @@ def take_masks_off(
     added: list[bytes] = []
     subtracted = [own_key(seed, parameters.sid, node, transcript) for node, seed in opened.seeds.items()]
     for node, secret in opened.keys.items():
-        for peer in graph[node]:
-            if peer in alive:
-                shared = agree(secret, adverts[peer].mask_key, owner=peer)
-                key = pair_key(shared, b"mask", parameters.sid, (node, peer), transcript)
-                # The survivor added the mask if its id is the lower one: take that back.
-                (subtracted if peer < node else added).append(key)
+        mask_keys = {peer: adverts[peer].mask_key for peer in graph[node] if peer in alive}
+        for peer, shared in agree(secret, mask_keys).items():
+            key = pair_key(shared, b"mask", parameters.sid, (node, peer), transcript)
+            # The survivor added the mask if its id is the lower one: take that back.
+            (subtracted if peer < node else added).append(key)
     apply_masks(total, added, subtracted)
