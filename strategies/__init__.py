@@ -19,6 +19,7 @@ from .norm_bounded_mean import NormBoundedMean
 from .options import Settings, StrategyOptions
 from .robust import Robust
 from .root_trust import RootTrust
+from .secure_aggregation import SecureAggregation
 from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
@@ -37,6 +38,7 @@ __all__ = [
     "NormBoundedMean",
     "Robust",
     "RootTrust",
+    "SecureAggregation",
     "Settings",
     "SignMajority",
     "StrategyOptions",

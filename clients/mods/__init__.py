@@ -1,0 +1,1 @@
+"""Flower mods: the clients' parts of layers around a round."""
