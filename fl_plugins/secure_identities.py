@@ -1,7 +1,7 @@
 """Identities for the malicious tier: a private key for each node, and the roster of all public ones.
 
-The roster is what makes the tier: whoever can write it can invent nodes. It comes from the operators, by a way
-that the server has no hand in, and is the same file on every node::
+The roster is what makes the tier: whoever can write it can invent nodes. It comes from the operators, by a
+way that the server has no hand in, and is the same file on every node::
 
     [identities]
     hospital-a = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
@@ -23,7 +23,7 @@ PUBLIC_KEY = "secagg_identity.pub"
 
 
 def make_identity(folder: Path) -> bytes:
-    """Write a fresh identity into ``folder`` and return its public key; only the owner can read the private one.
+    """Write a fresh identity into ``folder`` and return its public key; the private one is its owner's alone.
 
     Raises
     ------
@@ -106,7 +106,8 @@ def _checked(name: str, value: object) -> bytes:
         key = b""
     if not plain or len(key) != KEY_BYTES:
         raise ConfigError(
-            f"secagg roster: {name!r} = {value!r}, but a name has letters, digits, - and _ only, and a key is "
+            f"secagg roster: {name!r} = {value!r}, but a name has letters, digits, - and _ only, and a key "
+            "is "
             f"{2 * KEY_BYTES} hexadecimal digits; `fl-plugins secagg identity` writes them."
         )
     return key

@@ -1,7 +1,8 @@
 """What server and clients must agree on in a secure round: settings, encoding, hashes, numbers of stages.
 
-The settings travel as the layer's announcement (:data:`fl_plugins.wire.LAYERS`), the parameters of one attempt
-(:class:`fl_plugins.secagg.RoundParameters`) beside the model; a client checks that the two are the same.
+The settings travel as the layer's announcement (:data:`fl_plugins.wire.LAYERS`), the parameters of one
+attempt (:class:`fl_plugins.secagg.RoundParameters`) beside the model; a client checks that the two are the
+same.
 """
 
 import json
@@ -35,8 +36,8 @@ class SecureSettings:
     Parameters
     ----------
     tier : str
-        ``"honest-but-curious"``: the server keeps to the protocol. ``"malicious"``: it may send anything; every
-        node has an identity and a roster of the others', and a stage more is played.
+        ``"honest-but-curious"``: the server keeps to the protocol. ``"malicious"``: it may send anything;
+        every node has an identity and a roster of the others', and a stage more is played.
     num_bits : int
         The ring: 32 bits an entry, or 16.
     clip : float
@@ -82,7 +83,8 @@ class SecureSettings:
         check_int(LAYER, "min_clients", self.min_clients, minimum=2)
         if len(set(self.metrics)) != len(self.metrics) or wire.NUM_EXAMPLES in self.metrics:
             raise ConfigError(
-                f"{LAYER}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} is the "
+                f"{LAYER}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} is "
+                "the "
                 "weight, which travels anyway."
             )
 

@@ -75,8 +75,8 @@ STAGE = "fl-plugins.stage"
 """Config key of the train messages that a layer sends after a round's first one: its stage, from 1."""
 
 SECAGG = "fl-plugins.secagg"
-"""Record key of secure aggregation: a ConfigRecord with :data:`SECAGG_BODY` in every message and reply of it, an
-ArrayRecord with :data:`SECAGG_VECTOR` in the reply of the mask stage; in a node's state, the session."""
+"""Record key of secure aggregation: a ConfigRecord with :data:`SECAGG_BODY` in every message and reply of it,
+an ArrayRecord with :data:`SECAGG_VECTOR` in the reply of the mask stage; in a node's state, the session."""
 
 SECAGG_BODY = "body"
 """The stage's bytes, as :mod:`fl_plugins.secagg.messages` defines them."""

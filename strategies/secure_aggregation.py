@@ -1,8 +1,8 @@
 """Secure aggregation around a strategy with a linear rule: the server sees the cohort's sum and nothing else.
 
-Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning" (CCS 2017); above 64 clients
-the sparse graph of Bell et al. (CCS 2020). Clients train first and keep the update, so that whoever drops out while
-training costs no masks; then come the stages of the protocol, small messages without a model.
+Bonawitz et al., "Practical secure aggregation for privacy-preserving machine learning" (CCS 2017); above 64
+clients the sparse graph of Bell et al. (CCS 2020). Clients train first and keep the update, so that whoever
+drops out while training costs no masks; then come the stages of the protocol, small messages without a model.
 """
 
 import logging
@@ -83,30 +83,34 @@ class SecureAggregation(FederatedStrategy):
     clip : float
         Largest magnitude of an entry of an update.
     max_weight : float, optional
-        The most examples that a client may count for; needed if the inner strategy weights by examples. A client
-        that has more takes no part.
+        The most examples that a client may count for; needed if the inner strategy weights by examples. A
+        client that has more takes no part.
     min_clients : int
         Fewest clients in a sum; ``quorum`` of the cohort, if that is more.
     corrupt, dropout : float
         Part of the cohort that may collude with the server, and that may drop out.
     metrics : tuple of str
-        The clients' metrics that are averaged inside the masked vector, for example ``("loss",)``. All others are
-        withheld.
+        The clients' metrics that are averaged inside the masked vector, for example ``("loss",)``. All others
+        are withheld.
     max_metric : float
         Their largest magnitude.
     stage_timeout_s : float
         Deadline of each stage after training; the run's own, if that is shorter.
     roster : str, optional
-        For the malicious tier: file with the nodes' public identities. Clients go by their own; here it leaves out
-        early whom they would refuse.
+        For the malicious tier: file with the nodes' public identities. Clients go by their own; here it
+        leaves out early whom they would refuse.
 
     Guarantees
     ----------
-    - No message from a client holds its update, its number of examples or a metric but inside a masked vector.
-    - The new parameters are the inner strategy's step with the weighted mean of the survivors' updates, rounded to
-      the ring: mean 0, standard deviation of an entry at most ``clip·√n / (2L)`` over the mean weight's part of
+    - No message from a client holds its update, its number of examples or a metric but inside a masked
+      vector.
+    - The new parameters are the inner strategy's step with the weighted mean of the survivors' updates,
+      rounded to
+      the ring: mean 0, standard deviation of an entry at most ``clip·√n / (2L)`` over the mean weight's part
+      of
       ``n·max_weight``, with ``L = 2^(num_bits − 1)/n`` levels.
-    - A client that drops out in any stage, answers late or sends nonsense is left out; with fewer than the threshold
+    - A client that drops out in any stage, answers late or sends nonsense is left out; with fewer than the
+      threshold
       the round is tried again with fresh keys, as ``on_shortfall`` and ``max_attempts`` say.
     - Clients do not evaluate: their numbers would be in clear. Evaluate at the server.
 
@@ -154,7 +158,7 @@ class SecureAggregation(FederatedStrategy):
             )
         if not stage_timeout_s > 0:
             raise ConfigError(f"{LAYER}: stage_timeout_s={stage_timeout_s}, but it must be > 0.")
-        if roster is not None and tier != Tier.MALICIOUS:
+        if roster is not None and tier != Tier.MALICIOUS.value:
             raise ConfigError(f"{LAYER}: a roster is given, but it is for tier='malicious'; set it.")
         self.stage_timeout_s = float(stage_timeout_s)
         self._roster = None if roster is None else frozenset(read_roster(Path(roster)).values())
@@ -183,7 +187,8 @@ class SecureAggregation(FederatedStrategy):
         layout = Layout.of(base)
         if layout.other_keys:
             raise ContractError(
-                f"{LAYER}: array {layout.other_keys[0]!r} is of integers, which have no mean; keep such state out of "
+                f"{LAYER}: array {layout.other_keys[0]!r} is of integers, which have no mean; keep such "
+                "state out of "
                 "the model's arrays, or make it float32."
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
@@ -316,7 +321,8 @@ class SecureAggregation(FederatedStrategy):
             clients = {client: node for client, node in clients.items() if node not in left_out}
             if len(clients) < self.secure.min_clients:
                 raise QuorumError(
-                    f"round {number}: a cohort of {len(clients)} clients, but min_clients={self.secure.min_clients} "
+                    f"round {number}: a cohort of {len(clients)} clients, but "
+                    f"min_clients={self.secure.min_clients} "
                     f"({len(left_out)} left out); sample more (fraction_train, min_train_nodes), or lower it."
                 )
         return clients, available
@@ -391,7 +397,8 @@ class SecureAggregation(FederatedStrategy):
 
 
 _NO_COHORT_NODES = (
-    "a node that hosts many clients would add them up in clear, and be one party of the protocol for all of them; "
+    "a node that hosts many clients would add them up in clear, and be one party of the protocol for all "
+    "of them; "
     "give every client a SuperNode of its own."
 )
 
@@ -410,18 +417,21 @@ def _check_inner(inner: object) -> None:
     rule: Any = inner.aggregator
     if rule.contract.access is not Access.SUM or not isinstance(rule, Foldable):
         raise ContractError(
-            f"{LAYER}: {rule.name} must see every client's update, but only their sum is ever known; use a strategy "
+            f"{LAYER}: {rule.name} must see every client's update, but only their sum is ever known; use a "
+            "strategy "
             "with a linear rule, fedavg()."
         )
     if inner.fallback is not None:
         raise ContractError(
-            f"{LAYER}: fallback={inner.fallback!r} is given, but without individual updates no other rule can stand "
+            f"{LAYER}: fallback={inner.fallback!r} is given, but without individual updates no other rule "
+            "can stand "
             "in; leave it out."
         )
     for seam in _SEAMS:
         if getattr(type(inner), seam) is not getattr(FederatedStrategy, seam):
             raise ContractError(
-                f"{LAYER}: {type(inner).__name__} has a {seam} of its own, which would not be run around masked "
+                f"{LAYER}: {type(inner).__name__} has a {seam} of its own, which would not be run around "
+                "masked "
                 "updates; put the layer around a strategy that only chooses a rule, fedavg()."
             )
 
@@ -430,7 +440,8 @@ def _max_weight(weighting: Weighting, given: float | None) -> float:
     """Return the public bound of a client's weight."""
     if weighting is Weighting.EXAMPLES and given is None:
         raise ConfigError(
-            f"{LAYER}: clients are weighted by their numbers of examples, which travel masked and need a public "
+            f"{LAYER}: clients are weighted by their numbers of examples, which travel masked and need a "
+            "public "
             'bound; give max_weight=1000 (the most that one client has), or fedavg(weighting="uniform").'
         )
     if weighting is Weighting.UNIFORM and given is not None:

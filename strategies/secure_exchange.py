@@ -1,7 +1,7 @@
 """One secure round's conversation: its stages as Flower messages, every answer judged on its own.
 
-The protocol itself is :class:`fl_plugins.secagg.ServerSession`; here are messages, deadlines, and the account of
-who dropped out in which stage, and why.
+The protocol itself is :class:`fl_plugins.secagg.ServerSession`; here are messages, deadlines, and the account
+of who dropped out in which stage, and why.
 """
 
 import logging
@@ -163,7 +163,7 @@ class SecureExchange:
             except (ReplyError, SecureAggregationError, StructureError) as error:
                 self._drop(node, stage, error)
         if outstanding:
-            clients = [client for client, node in self._names.items() if node in outstanding]
+            clients = [client for node, client in self._names.items() if node in outstanding]
             self._missing += clients
             self.dropped.setdefault(stage, []).extend(clients)
             logger.warning(

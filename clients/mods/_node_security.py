@@ -1,4 +1,4 @@
-"""What this node's operator demands of secure rounds: from the node's own config and policy, never a message's.
+"""What this node's operator demands of secure rounds: from its own config and policy, never a message's.
 
 Keys of the node's own config (``--node-config``), all optional:
 

@@ -1,9 +1,9 @@
 """The client's part of secure aggregation, as a Flower mod: what leaves the node is masked.
 
-The first message of a round is a training message with the parameters of the attempt beside the model. The app
-trains; its reply stays here. What is answered are public keys. Every later stage is a training message without
-a model, which is answered from what waits in the node's state and never reaches the app: deployed, each of them
-is served by a fresh process.
+The first message of a round is a training message with the parameters of the attempt beside the model. The
+app trains; its reply stays here. What is answered are public keys. Every later stage is a training message
+without a model, which is answered from what waits in the node's state and never reaches the app: deployed,
+each of them is served by a fresh process.
 
 **Fail closed.** Only the records of the protocol leave the node, on any path. What the app replied, or why it
 failed, goes to the node's own log: an error text can hold a number of examples or a loss.
@@ -61,7 +61,7 @@ class SecureAggregation(SecureSettings):
     """
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Serve one message of the protocol; anything that is wrong is an error reply, and all is forgotten."""
+        """Serve one message of the protocol; anything wrong is an error reply, and all is forgotten."""
         saved = _take(context, wire.SECAGG)
         try:
             session, reply = self._serve(message, context, call_next, saved)
@@ -95,7 +95,8 @@ class SecureAggregation(SecureSettings):
             return self._begin(message, context, call_next, body, security)
         if saved is None:
             raise StageError(
-                f"{LAYER}: a message of stage {stage}, but this node has nothing under way: it answered, refused "
+                f"{LAYER}: a message of stage {stage}, but this node has nothing under way: it answered, "
+                "refused "
                 "or never began this attempt."
             )
         session = ClientSession.from_bytes(saved, policy=security.policy, identity=security.identity)
@@ -129,7 +130,8 @@ class SecureAggregation(SecureSettings):
         ):
             if getattr(parameters, name) != ours:
                 raise PolicyViolationError(
-                    f"{LAYER}: the round's {name} is not that of the message; this node was given something else "
+                    f"{LAYER}: the round's {name} is not that of the message; this node was given "
+                    "something else "
                     "than the others; nothing was sent."
                 )
         encoded = self._encode(call_next(message, context), received, layout, parameters)
@@ -158,7 +160,7 @@ class SecureAggregation(SecureSettings):
             arrays = to_named(_only(trained.content.array_records.values(), "ArrayRecord"))
             layout.check(arrays, owner="the app's reply")
             numbers = _only(trained.content.metric_records.values(), "MetricRecord")
-            weight = numbers[wire.NUM_EXAMPLES] if self.weighting == Weighting.EXAMPLES else 1.0
+            weight = numbers[wire.NUM_EXAMPLES] if self.weighting == Weighting.EXAMPLES.value else 1.0
             encoded = self.fixed_point(parameters.cohort, layout).encode(
                 _update(arrays, received, layout),
                 weight=_number(wire.NUM_EXAMPLES, weight),
@@ -169,7 +171,8 @@ class SecureAggregation(SecureSettings):
             raise _withheld("the reply of this node's app does not fit the round's public bounds") from None
         if encoded.num_clipped or encoded.clipped_metrics:
             logger.warning(
-                "secure aggregation: %d of %d entries were beyond clip=%g and have been clipped; metrics too: %s",
+                "secure aggregation: %d of %d entries were beyond clip=%g and have been clipped; metrics "
+                "too: %s",
                 encoded.num_clipped,
                 layout.size,
                 self.clip,
@@ -198,7 +201,8 @@ def _check_kind(message: Message) -> None:
     """Refuse everything but training: an evaluation's reply would show this client's numbers."""
     if message.metadata.message_type != MessageType.TRAIN:
         raise PolicyViolationError(
-            f"{LAYER}: a {message.metadata.message_type!r} message, but only training is aggregated securely; "
+            f"{LAYER}: a {message.metadata.message_type!r} message, but only training is aggregated "
+            "securely; "
             "evaluate at the server."
         )
     _check_outermost(message)
@@ -209,7 +213,8 @@ def _check_outermost(message: Message) -> None:
     names = [spec.name for spec in announcement(message_config(message), wire.LAYERS)]
     if names[:1] != [LAYER] or names.count(LAYER) != 1:
         raise PolicyViolationError(
-            f"{LAYER}: the message announces the layers {names}, but secure aggregation must be there once, as "
+            f"{LAYER}: the message announces the layers {names}, but secure aggregation must be there "
+            "once, as "
             "the outermost; nothing was sent."
         )
 

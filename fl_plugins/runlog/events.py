@@ -14,7 +14,8 @@ stand beside these.
 ``round_retried``       round, attempt, reason
 ``aggregated``          round, accepted, quarantined, failed (counts), missing (client names),
                         contribution (weight by client), rule, fallback (whether it stood in)
-``secure_aggregation``  round, attempt, tier, cohort, threshold, survivors (counts), dropped (clients by stage),
+``secure_aggregation``  round, attempt, tier, cohort, threshold, survivors (counts), dropped (clients by
+stage),
                         clipped_fraction, reason (why an attempt gave no sum)
 ``fallback_used``       round, accepted, rule (that stands in), reason
 ``evaluated``           round, where (``server`` or ``clients``), metrics

@@ -1,4 +1,4 @@
-"""A federation in one process whose conversation can be watched, cut off and falsified, message by message."""
+"""A federation in one process whose messages can be watched, lost and falsified, one by one."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
