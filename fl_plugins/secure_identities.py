@@ -60,17 +60,35 @@ def read_identity(path: Path) -> Identity:
     return Identity.from_pem(data)
 
 
+def read_public_key(name: str, path: Path) -> bytes:
+    """Read what :func:`make_identity` wrote as a node's public key.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read or is none.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"secagg roster: {path} cannot be read ({error}).") from None
+    return _checked(name, text)
+
+
 def write_roster(path: Path, identities: Mapping[str, bytes]) -> None:
     """Write the public keys by the nodes' names.
 
     Raises
     ------
     ConfigError
-        If a name or a key is none, or two names have one key.
+        If a name or a key is none, two names have one key, or there are fewer than two.
     """
     lines = [f'{name} = "{_checked(name, key.hex()).hex()}"' for name, key in identities.items()]
-    if len(set(identities.values())) != len(identities):
-        raise ConfigError("secagg roster: two nodes have one key; make an identity for each.")
+    if len(set(identities.values())) != len(identities) or len(identities) < 2:
+        raise ConfigError(
+            "secagg roster: it needs at least two nodes, each with a key of its own; make an identity for "
+            "each."
+        )
     path.write_text("\n".join(["[identities]", *lines, ""]), encoding="utf-8")
 
 

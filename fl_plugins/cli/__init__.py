@@ -19,6 +19,7 @@ _COMMANDS = (
     "fl_plugins.cli.simulate",
     "fl_plugins.cli.compare",
     "fl_plugins.cli.deploy",
+    "fl_plugins.cli.secagg",
 )
 
 
