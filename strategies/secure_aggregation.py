@@ -201,10 +201,10 @@ class SecureAggregation(FederatedStrategy):
         self._encoding = self.secure.fixed_point(len(cohort.clients), layout)
         parameters = self._parameters(cohort, messages[0].metadata.run_id, self._encoding.length)
         session = ServerSession(parameters, cohort.clients.values(), roster=self._roster)
-        for node, body in session.requests().items():
-            for message in messages:
-                if message.metadata.dst_node_id == node:
-                    message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
+        requests = session.requests()
+        for message in messages:
+            body = requests[message.metadata.dst_node_id]
+            message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
         announced = {
             wire.SERVER_ROUND: server_round,
             wire.SCHEMA: wire.SCHEMA_VERSION,

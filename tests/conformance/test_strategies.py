@@ -51,7 +51,7 @@ MODEL: dict[str, NDArray[Any]] = {
 
 
 LAYERS = frozenset({"secure_aggregation"})
-"""Layers around a strategy: clients have a part in them, and they have a suite of their own (tests/secure)."""
+"""Layers around a strategy, in which clients have a part too; they have their own suite (tests/secure)."""
 
 
 def test_every_registered_strategy_has_its_row() -> None:
