@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -22,7 +22,7 @@ from fl_plugins import wire
 from fl_plugins.aggregation.core import Foldable
 from fl_plugins.aggregation.streaming import WeightedSum
 from fl_plugins.contracts import Access, Contract, Weighting
-from fl_plugins.errors import ConfigError, ConfigTypeError, ContractError, EncodingError, QuorumError
+from fl_plugins.errors import ConfigError, ContractError, EncodingError, QuorumError
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
@@ -35,31 +35,13 @@ from .base import FederatedStrategy
 from .cohort import Cohort
 from .replies import to_metric_record
 from .secure_exchange import SecureExchange
+from .secure_stack import NO_COHORT_NODES, check_inner, public_max_weight
 from .session import Phase
 
 logger = logging.getLogger("flwr.fl_plugins")
 
 _WARN_CLIPPED = 1e-3
 """Mean part of clipped entries from which on it is a warning: what is clipped is missing from the mean."""
-
-_SEAMS = (
-    "_aggregate",
-    "_judge",
-    "_step",
-    "aggregate_evaluate",
-    "aggregate_rows",
-    "aggregate_train",
-    "announce",
-    "begin",
-    "configure_evaluate",
-    "configure_train",
-    "draw",
-    "restore",
-    "run",
-    "state",
-    "stop_before",
-)
-"""What an inner strategy may not have of its own: options are taken over, methods are not."""
 
 
 @register(
@@ -136,14 +118,14 @@ class SecureAggregation(FederatedStrategy):
         stage_timeout_s: float = 120.0,
         roster: str | None = None,
     ) -> None:
-        _check_inner(inner)
+        check_inner(inner)
         super().__init__(inner.aggregator, weighting=inner.weighting, **inner.options())
         self.inner_name = inner.describe()
         self.secure = SecureSettings(
             tier=tier,
             num_bits=num_bits,
             clip=float(clip),
-            max_weight=_max_weight(inner.weighting, max_weight),
+            max_weight=public_max_weight(inner.weighting, max_weight),
             min_clients=min_clients,
             corrupt=float(corrupt),
             dropout=float(dropout),
@@ -196,7 +178,7 @@ class SecureAggregation(FederatedStrategy):
         if not messages:
             return messages
         if cohort.hosts:
-            raise ContractError(f"{LAYER}: {_NO_COHORT_NODES}")
+            raise ContractError(f"{LAYER}: {NO_COHORT_NODES}")
         self._grid = grid
         self._encoding = self.secure.fixed_point(len(cohort.clients), layout)
         parameters = self._parameters(cohort, messages[0].metadata.run_id, self._encoding.length)
@@ -292,7 +274,7 @@ class SecureAggregation(FederatedStrategy):
             If nodes are to host virtual clients.
         """
         if options.virtual_clients:
-            raise ContractError(f"{LAYER}: virtual-clients={options.virtual_clients}, but {_NO_COHORT_NODES}")
+            raise ContractError(f"{LAYER}: virtual-clients={options.virtual_clients}, but {NO_COHORT_NODES}")
         super().begin(options, seed=seed)
         self._left_out = (0, frozenset())
         logger.info("secure aggregation: tier %s, %s", self.secure.tier, _MEANING[Tier(self.secure.tier)])
@@ -396,57 +378,10 @@ class SecureAggregation(FederatedStrategy):
         )
 
 
-_NO_COHORT_NODES = (
-    "a node that hosts many clients would add them up in clear, and be one party of the protocol for all "
-    "of them; "
-    "give every client a SuperNode of its own."
-)
-
 _MEANING = {
     Tier.HONEST_BUT_CURIOUS: "safe from a server that keeps to the protocol but keeps whatever it sees",
     Tier.MALICIOUS: "safe from a server that sends whatever it likes, as far as the nodes' rosters are right",
 }
-
-
-def _check_inner(inner: object) -> None:
-    """Refuse a strategy that could not do with the sum, or would lose something of its own."""
-    if not isinstance(inner, FederatedStrategy):
-        raise ConfigTypeError(
-            f"{LAYER}: the inner strategy is {inner!r}, but it is a FederatedStrategy; give fedavg()."
-        )
-    rule: Any = inner.aggregator
-    if rule.contract.access is not Access.SUM or not isinstance(rule, Foldable):
-        raise ContractError(
-            f"{LAYER}: {rule.name} must see every client's update, but only their sum is ever known; use a "
-            "strategy "
-            "with a linear rule, fedavg()."
-        )
-    if inner.fallback is not None:
-        raise ContractError(
-            f"{LAYER}: fallback={inner.fallback!r} is given, but without individual updates no other rule "
-            "can stand "
-            "in; leave it out."
-        )
-    for seam in _SEAMS:
-        if getattr(type(inner), seam) is not getattr(FederatedStrategy, seam):
-            raise ContractError(
-                f"{LAYER}: {type(inner).__name__} has a {seam} of its own, which would not be run around "
-                "masked "
-                "updates; put the layer around a strategy that only chooses a rule, fedavg()."
-            )
-
-
-def _max_weight(weighting: Weighting, given: float | None) -> float:
-    """Return the public bound of a client's weight."""
-    if weighting is Weighting.EXAMPLES and given is None:
-        raise ConfigError(
-            f"{LAYER}: clients are weighted by their numbers of examples, which travel masked and need a "
-            "public "
-            'bound; give max_weight=1000 (the most that one client has), or fedavg(weighting="uniform").'
-        )
-    if weighting is Weighting.UNIFORM and given is not None:
-        raise ConfigError(f"{LAYER}: max_weight={given}, but every client counts the same; leave it out.")
-    return 1.0 if given is None else float(given)
 
 
 def _decode(encoding: FixedPoint, total: SecureSum, number: int) -> DecodedSum:
