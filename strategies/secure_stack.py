@@ -1,4 +1,4 @@
-"""What may stand inside secure aggregation: strategies that can do with a sum, and lose nothing of their own."""
+"""What may stand inside secure aggregation: strategies that can do with a sum and lose nothing else by it."""
 
 from typing import Any
 
