@@ -8,6 +8,7 @@ Keys of the node's own config (``--node-config``), all optional:
 ``secagg-roster``      file with the public identities of all nodes, instead of the policy's
 ``secagg-identity``    file with this node's own private key (Ed25519, PEM)
 ``secagg-tier``        ``"malicious"``: take part in no other rounds
+``secagg-state``       folder for what must be answered once (:mod:`clients.mods._answered`)
 ``secagg-min-clients`` fewest clients that this node lets itself be summed with; 3
 =====================  =====================================================================================
 

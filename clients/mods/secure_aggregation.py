@@ -37,12 +37,16 @@ from fl_plugins.secagg import ClientSession, Encoded, Progress, Reply, RoundPara
 from fl_plugins.secure_round import LAYER, SecureSettings, model_digest, stage_in
 from fl_plugins.training import NamedArrays
 
+from ._answered import Answered
 from ._node_security import NodeSecurity
 
 logger = logging.getLogger("flwr.fl_plugins")
 
 _PROGRESS = f"{wire.SECAGG}.progress"
 """Record in the node's state that stays: the last attempt that this node began."""
+
+_SID = "sid"
+"""Beside a saved session: which attempt it is of."""
 
 _SLICE = 1 << 20
 """Entries of an update that are computed at a time."""
@@ -62,21 +66,25 @@ class SecureAggregation(SecureSettings):
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Serve one message of the protocol; anything wrong is an error reply, and all is forgotten."""
-        saved = _take(context, wire.SECAGG)
+        saved, earlier = _take(context)
         try:
-            session, reply = self._serve(message, context, call_next, saved)
+            session, reply = self._serve(message, context, call_next, saved, earlier)
         except SecureAggregationError as error:
+            earlier.forget()
             blamed = f" [suspects: {', '.join(map(str, error.suspects))}]" if error.suspects else ""
             logger.warning("secure aggregation: %s", error)
             return refuse(message, type(error)(f"{error}{blamed}"))
         except FLPluginsError as error:
+            earlier.forget()
             logger.warning("secure aggregation: %s", error)
             return refuse(message, error)
         except Exception:
+            earlier.forget()
             logger.exception("secure aggregation: the node could not answer")
             return refuse(message, _withheld("this node could not answer"))
         if session.stage is not Stage.CLOSED:
-            context.state[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: session.to_bytes()})
+            sid = session.parameters.sid
+            context.state[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: session.to_bytes(), _SID: sid})
         content = RecordDict({wire.SECAGG: ConfigRecord({wire.SECAGG_BODY: reply.body})})
         if reply.vector is not None:
             record = ArrayRecord({wire.SECAGG_VECTOR: from_ndarray(reply.vector)})
@@ -84,7 +92,12 @@ class SecureAggregation(SecureSettings):
         return Message(content, reply_to=message)
 
     def _serve(
-        self, message: Message, context: Context, call_next: ClientAppCallable, saved: bytes | None
+        self,
+        message: Message,
+        context: Context,
+        call_next: ClientAppCallable,
+        saved: bytes,
+        earlier: Answered,
     ) -> tuple[ClientSession, Reply]:
         """Return the session after this stage, and what to send."""
         config = message_config(message)
@@ -92,18 +105,23 @@ class SecureAggregation(SecureSettings):
         security = NodeSecurity.of(context.node_config)
         stage, body = stage_in(config), _body(message)
         if stage is Stage.ADVERTISE:
+            earlier.forget()
             return self._begin(message, context, call_next, body, security)
-        if saved is None:
+        if not saved:
             raise StageError(
                 f"{LAYER}: a message of stage {stage}, but this node has nothing under way: it answered, "
-                "refused "
-                "or never began this attempt."
+                "refused or never began this attempt."
             )
         session = ClientSession.from_bytes(saved, policy=security.policy, identity=security.identity)
         if session.node != context.node_id:
             raise StageError(f"{LAYER}: what this node has saved is of another node id; begin a new round.")
         self.check_announces(session.parameters)
-        return session, session.answer(stage, body)
+        if stage is session.stage:  # any other is refused by the session itself
+            earlier.claim(stage)
+        reply = session.answer(stage, body)
+        if session.stage is Stage.CLOSED:
+            earlier.forget()
+        return session, reply
 
     def _begin(
         self,
@@ -146,6 +164,7 @@ class SecureAggregation(SecureSettings):
             previous=previous,
             identity=security.identity,
         )
+        Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
         context.state[_PROGRESS] = ConfigRecord({wire.SECAGG_BODY: Progress.of(parameters).to_bytes()})
         return session, reply
 
@@ -224,13 +243,14 @@ def _withheld(what: str) -> SecureAggregationError:
     return EncodingError(f"{LAYER}: {what}; the reason is in the node's own log, and nothing was sent.")
 
 
-def _take(context: Context, key: str) -> bytes | None:
-    """Return and remove what waits in the node's state: whatever happens next, it is answered once."""
-    if key not in context.state:
-        return None
-    record = context.state.pop(key)
-    body = record.get(wire.SECAGG_BODY) if isinstance(record, ConfigRecord) else None
-    return body if isinstance(body, bytes) else None
+def _take(context: Context) -> tuple[bytes, Answered]:
+    """Return and remove the session that waits in the node's state (empty: none), with its file."""
+    record = context.state.config_records.get(wire.SECAGG, ConfigRecord())
+    context.state.pop(wire.SECAGG, None)
+    body, sid = record.get(wire.SECAGG_BODY, b""), record.get(_SID, b"")
+    assert isinstance(body, bytes)
+    assert isinstance(sid, bytes)
+    return body, Answered(context.node_config, node=context.node_id, sid=sid)
 
 
 def _progress(context: Context) -> Progress | None:
