@@ -74,6 +74,16 @@ demand a promise; it cannot see whether it is kept."""
 STAGE = "fl-plugins.stage"
 """Config key of the train messages that a layer sends after a round's first one: its stage, from 1."""
 
+SECAGG = "fl-plugins.secagg"
+"""Record key of secure aggregation: a ConfigRecord with :data:`SECAGG_BODY` in every message and reply of it,
+an ArrayRecord with :data:`SECAGG_VECTOR` in the reply of the mask stage; in a node's state, the session."""
+
+SECAGG_BODY = "body"
+"""The stage's bytes, as :mod:`fl_plugins.secagg.messages` defines them."""
+
+SECAGG_VECTOR = "vector"
+"""The masked vector, one axis of uint16 or uint32."""
+
 COHORT_SIZE = "fl-plugins.cohort-size"
 """Config key in train and evaluate messages: how many clients the server says it asked in this exchange."""
 

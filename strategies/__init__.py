@@ -21,6 +21,7 @@ from .norm_bounded_mean import NormBoundedMean
 from .options import Settings, StrategyOptions
 from .robust import Robust
 from .root_trust import RootTrust
+from .secure_aggregation import SecureAggregation
 from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
@@ -41,6 +42,7 @@ __all__ = [
     "NormBoundedMean",
     "Robust",
     "RootTrust",
+    "SecureAggregation",
     "Settings",
     "SignMajority",
     "StrategyOptions",

@@ -20,6 +20,7 @@ _COMMANDS = (
     "fl_plugins.cli.compare",
     "fl_plugins.cli.deploy",
     "fl_plugins.cli.privacy",
+    "fl_plugins.cli.secagg",
 )
 
 

@@ -21,8 +21,10 @@ from strategies import FederatedStrategy, RootTrust
 LAYERS = {
     "dp_fedavg": "tests/strategies/test_dp_fedavg.py and its neighbours",
     "local_dp": "tests/clients/test_local_dp.py",
+    "secure_aggregation": "tests/secure",
 }
-"""Wrappers that add noise: no result below is theirs; each has a suite of its own."""
+"""Layers, which add noise or have a part at the client: each has a suite of its own."""
+
 ROWS = {
     "fedavg": "fedavg()",
     "krum": "krum(num_byzantine=2)",
@@ -56,9 +58,8 @@ MODEL: dict[str, NDArray[Any]] = {
 
 
 def test_every_registered_strategy_has_its_row() -> None:
-    assert {entry.name for entry in available(Kind.STRATEGY) if entry.owner == "fl-plugins"} == set(
-        ROWS
-    ) | set(LAYERS)
+    registered = {entry.name for entry in available(Kind.STRATEGY) if entry.owner == "fl-plugins"}
+    assert registered == set(ROWS) | set(LAYERS)
 
 
 @pytest.fixture(params=ROWS)
