@@ -1,5 +1,7 @@
 """One account of privacy: what is spent, what may be, and the gate between; used by servers and by nodes."""
 
+from dataclasses import replace
+
 from .errors import BudgetError
 from .privacy import Accountant, Budget, Everyone, Method, NeighborRelation, Release, Report
 from .privacy.ledger import Ledger
@@ -31,6 +33,7 @@ class PrivacyAccount:
         self.budget = None if max_epsilon is None else Budget(epsilon=max_epsilon, delta=delta)
         self._accountant = Accountant(relation)
         self._ledger: Ledger | None = None
+        self._told = 0.0
         self._run = ""
 
     def keep_in(self, ledger: Ledger, *, run: str) -> None:
@@ -106,7 +109,13 @@ class PrivacyAccount:
         return cheap if Method.EXACT in cheap.by_method else self._accountant.report(self.delta)
 
     def quick_report(self) -> Report:
-        """Return the same in microseconds: more than is spent, but never more than the budget."""
+        """Return the same in microseconds: more than is spent, never more than the budget.
+
+        Near the budget the best accounting takes over, whose ε may be less than the one that was told before;
+        that one was an upper bound too, and is told again, so that no reader sees ε shrink.
+        """
         report = self._accountant.report(self.delta, pld=False)
-        within = self.budget is None or report.epsilon <= self.budget.epsilon
-        return report if within else self.report()
+        if self.budget is not None and report.epsilon > self.budget.epsilon:
+            report = self.report()
+        self._told = max(self._told, report.epsilon)
+        return replace(report, epsilon=self._told)

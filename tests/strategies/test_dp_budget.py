@@ -92,6 +92,17 @@ def test_d13_the_run_stops_in_good_order_before_the_round_that_would_exceed_and_
     assert events.of("checkpoint_saved")[-1]["round"] == 4
 
 
+def test_what_is_told_never_shrinks_and_stays_within_the_budget() -> None:
+    """RDP tells ε until it exceeds the budget; the tighter PLD, which goes on, may be below what was told."""
+    sampled = {"population": N, "sampling": "poisson(rate=0.5)", "noise_multiplier": 2.0}
+    strategy = private(**sampled, max_epsilon=3.0)
+    _, events = run(strategy, 20)
+    told = [each["epsilon"] for each in events.of("privacy")]
+    assert told == sorted(told)
+    assert told[-1] <= 3.0
+    assert {each["method"] for each in events.of("privacy")} == {"rdp", "pld"}
+
+
 def test_the_gate_holds_for_callers_with_a_loop_of_their_own_too() -> None:
     strategy = private(max_epsilon=spent(private(), 1) * 1.001)
     with InProcessGrid(adding(0.01), N) as grid:
