@@ -125,7 +125,6 @@ def _checked(name: str, value: object) -> bytes:
     if not plain or len(key) != KEY_BYTES:
         raise ConfigError(
             f"secagg roster: {name!r} = {value!r}, but a name has letters, digits, - and _ only, and a key "
-            "is "
-            f"{2 * KEY_BYTES} hexadecimal digits; `fl-plugins secagg identity` writes them."
+            f"is {2 * KEY_BYTES} hexadecimal digits; `fl-plugins secagg identity` writes them."
         )
     return key

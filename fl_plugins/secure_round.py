@@ -84,8 +84,7 @@ class SecureSettings:
         if len(set(self.metrics)) != len(self.metrics) or wire.NUM_EXAMPLES in self.metrics:
             raise ConfigError(
                 f"{LAYER}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} is "
-                "the "
-                "weight, which travels anyway."
+                "the weight, which travels anyway."
             )
 
     def spec(self) -> str:

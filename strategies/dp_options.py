@@ -213,8 +213,7 @@ def read_relation(unit: str, adjacency: str) -> NeighborRelation:
         raise ConfigError(
             f"{OWNER}: unit={unit!r}, but clipping whole updates protects clients; an ε for clients under "
             "adjacency='replace' covers each of their records, and for more exact accounting of records "
-            "train with "
-            "differentially private SGD at the clients."
+            "train with differentially private SGD at the clients."
         )
     return relation
 

@@ -170,8 +170,7 @@ class SecureAggregation(FederatedStrategy):
         if layout.other_keys:
             raise ContractError(
                 f"{LAYER}: array {layout.other_keys[0]!r} is of integers, which have no mean; keep such "
-                "state out of "
-                "the model's arrays, or make it float32."
+                "state out of the model's arrays, or make it float32."
             )
         messages = list(super().configure_train(server_round, arrays, config, grid))
         cohort = self._current("train", server_round)

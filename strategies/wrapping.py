@@ -9,6 +9,7 @@ from fl_plugins.errors import ConfigTypeError, ContractError
 from .base import FederatedStrategy
 
 _SEAMS = (
+    "_aggregate",
     "_form",
     "_judge",
     "_step",

@@ -148,9 +148,8 @@ class SecureAggregation(SecureSettings):
         ):
             if getattr(parameters, name) != ours:
                 raise PolicyViolationError(
-                    f"{LAYER}: the round's {name} is not that of the message; this node was given "
-                    "something else "
-                    "than the others; nothing was sent."
+                    f"{LAYER}: the round's {name} is not that of the message; this node was given something "
+                    "else than the others; nothing was sent."
                 )
         encoded = self._encode(call_next(message, context), received, layout, parameters)
         session, reply = ClientSession.begin(
@@ -221,8 +220,7 @@ def _check_kind(message: Message) -> None:
     if message.metadata.message_type != MessageType.TRAIN:
         raise PolicyViolationError(
             f"{LAYER}: a {message.metadata.message_type!r} message, but only training is aggregated "
-            "securely; "
-            "evaluate at the server."
+            "securely; evaluate at the server."
         )
     _check_outermost(message)
 
@@ -232,9 +230,8 @@ def _check_outermost(message: Message) -> None:
     names = [spec.name for spec in announcement(message_config(message), wire.LAYERS)]
     if names[:1] != [LAYER] or names.count(LAYER) != 1:
         raise PolicyViolationError(
-            f"{LAYER}: the message announces the layers {names}, but secure aggregation must be there "
-            "once, as "
-            "the outermost; nothing was sent."
+            f"{LAYER}: the message announces the layers {names}, but secure aggregation must be there once, "
+            "as the outermost; nothing was sent."
         )
 
 
