@@ -115,7 +115,7 @@ def run_client_app_process(check_bundle: Callable[[bytes], None]) -> None:
 
     What it raises becomes the error reply, and nothing of the bundle has been written or imported.
     """
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.cli import flwr_clientapp
 
     runner: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     install = runner.install_from_fab

@@ -135,8 +135,9 @@ class AdaptiveClip:
     def follow(self, clip_norm: float, below: float) -> float:
         """Return the next round's clip norm.
 
-        >>> AdaptiveClip(initial=1.0).follow(1.0, below=0.9) < 1.0 < AdaptiveClip(initial=1.0).follow(1.0,
-        below=0.1) True
+        >>> rule = AdaptiveClip(initial=1.0)
+        >>> rule.follow(1.0, below=0.9) < 1.0 < rule.follow(1.0, below=0.1)
+        True
         """
         return clip_norm * math.exp(-self.learning_rate * (below - self.quantile))
 
