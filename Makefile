@@ -35,11 +35,12 @@ demo: install
 deploy-demo: install
 	$(BIN)/python examples/deployment/demo.py
 
-test: install
-	$(BIN)/python -m pytest
+# Two at a time, but those that start Flower's processes one after the other: they would wait for each other.
+test: fast
+	$(BIN)/python -m pytest -m e2e
 
 fast: install
-	$(BIN)/python -m pytest -m "not e2e"
+	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
