@@ -246,7 +246,7 @@ class SecureAggregation(FederatedStrategy):
             rule=rule.name,
             fallback=False,
         )
-        return parameters, to_metric_record(decoded.metrics) if decoded.metrics else None
+        return parameters, to_metric_record(decoded.metrics)
 
     def configure_evaluate(
         self,

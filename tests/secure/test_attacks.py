@@ -172,14 +172,22 @@ def test_a_nodes_own_minimum_of_clients_cannot_be_lowered() -> None:
 
 
 def test_a_round_is_never_begun_twice_and_never_goes_back() -> None:
-    grid = WatchedGrid(num_nodes=4)
+    trained: list[int] = []
+
+    def train(message: Message, context: Any) -> Message:
+        trained.append(context.node_id)
+        return trainer()(message, context)  # type: ignore[no-any-return]
+
+    grid = WatchedGrid(stock_app(train), 4)
     run(secure(), grid, num_rounds=2)
+    assert trained.count(VICTIM) == 2
     grid._identity = server_identity()
     with grid:
         for message in [m for m in grid.sent if m.metadata.dst_node_id == VICTIM]:
             if wire.STAGE not in config_of(message):
                 (reply,) = grid.send_and_receive([message])
                 assert_refused(grid, reply, "an attempt is never repeated")
+    assert trained.count(VICTIM) == 2, "and it is not trained in vain"
 
 
 # -- Later stages --------------------------------------------------------------------------------------
