@@ -6,10 +6,11 @@ INSTALLED := $(VENV)/.installed
 DEMO_ATTACK := sign_flip(num_byzantine=2, scale=10.0)
 DEMO_STRATEGIES := fedavg; krum(num_byzantine=2); trimmed_mean(fraction=0.2)
 
-.PHONY: help install demo test lint format fast clean
+.PHONY: help install demo deploy-demo test lint format fast clean
 
 help:
 	@echo "make demo     install, then FedAvg, Krum and trimmed mean with two hostile clients of ten"
+	@echo "make deploy-demo  install, then five real processes with TLS and keys, two of them killed"
 	@echo "make test     install, then every test"
 	@echo "make fast     the tests that start no Flower processes"
 	@echo "make lint     ruff, mypy, import-linter"
@@ -30,6 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt examples/third_party_plugin/pyproje
 demo: install
 	$(BIN)/fl-plugins compare --num-supernodes 10 --num-rounds 20 --attack "$(DEMO_ATTACK)" \
 		--strategies "$(DEMO_STRATEGIES)"
+
+deploy-demo: install
+	$(BIN)/python examples/deployment/demo.py
 
 test: install
 	$(BIN)/python -m pytest

@@ -69,7 +69,7 @@ def _add_init(commands: Any) -> None:
         type=int,
         default=RUNTIME_PORT,
         metavar="PORT",
-        help=f"port on its own loopback that node 0 uses, node i the i-th after it (default: {RUNTIME_PORT})",
+        help=f"port that node 0 uses on its own loopback, node i the i-th after it (default: {RUNTIME_PORT})",
     )
     init.add_argument(
         "--task", default="heart_disease", metavar="SPEC", help="what `deploy run` trains by default"

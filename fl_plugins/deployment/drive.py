@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fl_plugins._flower import Control, ControlError, NodeStatus
 from fl_plugins.errors import ConfigError, RunFailedError
-from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail
+from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail, signals_as_exceptions
 
 from . import processes
 from .layout import Layout, Role
@@ -55,18 +55,19 @@ class RoleStatus:
 
 
 @contextmanager
-def running(layout: Layout) -> Iterator[DeployedSuperLink]:
-    """Bring a deployment up for the block, and end all of it afterwards, whatever happens.
+def running(layout: Layout, *, note: Callable[[str], None] = lambda _: None) -> Iterator[DeployedSuperLink]:
+    """Bring a deployment up for the block, and end all of it afterwards, whatever happens, signals included.
 
     Raises
     ------
     RunFailedError
         If a process ends or does not answer in time.
     """
-    try:
-        yield up(layout)
-    finally:
-        down(layout)
+    with signals_as_exceptions():
+        try:
+            yield up(layout, note=note)
+        finally:
+            down(layout)
 
 
 def up(

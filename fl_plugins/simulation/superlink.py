@@ -84,7 +84,7 @@ def local_superlink(log_path: Path, *, start_timeout_s: float = START_TIMEOUT_S)
         If the simulation engine is not installed, or the SuperLink ends or does not answer in time.
     """
     executable = _executable()
-    with _signals_as_exceptions():
+    with signals_as_exceptions():
         superlink = _start_healthy(executable, log_path, start_timeout_s)
         try:
             yield superlink
@@ -251,7 +251,7 @@ def _private_home() -> Path:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack like Ctrl-C does, unless somebody else handles them."""
 
     def leave(number: int, _: FrameType | None) -> None:
