@@ -20,6 +20,7 @@ Each one is also a built-in exception, so that callers need not know this module
     ├── DivergenceError                  ArithmeticError: the aggregated parameters are not finite
     ├── DataError                        ValueError: a partition or data set that cannot be trained on
     ├── CheckpointError                  ValueError: damaged, or of another run
+    ├── CheckpointWriteError             OSError: could not be written; those before it are as they were
     └── RunFailedError                   RuntimeError: a run that Flower reports as failed
 
 A message says name, value, rule, remedy. Secrets never appear in one.
@@ -103,6 +104,10 @@ class DataError(FLPluginsError, ValueError):
 
 class CheckpointError(FLPluginsError, ValueError):
     """A checkpoint that is damaged or belongs to another run."""
+
+
+class CheckpointWriteError(FLPluginsError, OSError):
+    """A checkpoint could not be written, for example on a full disk; those before it are as they were."""
 
 
 class RunFailedError(FLPluginsError, RuntimeError):

@@ -124,7 +124,10 @@ class _Run:
     def _fail(self, error: Exception) -> None:
         """Keep what was reached: in the error, and in a checkpoint if the last round is in none yet."""
         kind = type(error).__name__
-        self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
+        try:
+            self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
+        except OSError as second:  # a full disk must not hide what ended the run
+            error.add_note(f"and this could not be written to the run's events: {second}")
         if not self.begun:
             return
         with suppress(AttributeError):  # an exception without a __dict__

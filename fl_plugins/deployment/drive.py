@@ -11,6 +11,7 @@ from fl_plugins.errors import ConfigError, RunFailedError
 from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail, signals_as_exceptions
 
 from . import processes
+from .joining import join
 from .layout import Layout, Role
 from .node_keys import public_key_for_flower
 from .pids import read_pid
@@ -92,9 +93,7 @@ def up(
     note(f"SuperLink answers on {superlink.address} (TLS)")
     added = register(layout)
     note(f"{len(added)} node keys registered, {layout.settings.num_nodes - len(added)} known already")
-    for node in layout.nodes:
-        if not processes.is_running(node):
-            processes.start(node)
+    join(layout, [node for node in layout.nodes if not processes.is_running(node)], timeout_s=timeout_s)
     wait_for_nodes(layout, layout.nodes, timeout_s=timeout_s)
     note(f"{layout.settings.num_nodes} SuperNodes connected")
     return superlink
