@@ -215,7 +215,7 @@ class FederatedStrategy(Strategy):
         self.restore({}, {})
 
     def dealt(self) -> list[int]:
-        """Return among how many clients the nodes say that their data were dealt; one number if all is well."""
+        """Return among how many clients the nodes say that their data were dealt (one number)."""
         return self._session.roster.dealt()
 
     def expect_dealt(self, partitions: Iterable[int]) -> None:

@@ -113,7 +113,7 @@ def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout) -> None
 def test_a_certificate_of_another_time_is_refused_by_the_node(
     starts_in_days: int, told: str, layout: Layout
 ) -> None:
-    """It has expired, or a clock is wrong: the server's was ahead when it was issued, or the node's is late."""
+    """It has expired, or a clock is wrong: the issuer's was ahead, or the node's is late."""
     authority = make_authority()
     begins = datetime.now(UTC) + timedelta(days=starts_in_days)
     stale = issue_server(authority, host="127.0.0.1", days=30, now=begins)
