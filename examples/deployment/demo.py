@@ -28,9 +28,9 @@ from fl_plugins.errors import RunFailedError
 from fl_plugins.runlog.events import Event
 
 DATA = Path(os.environ.get("FL_PLUGINS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-NUM_ROUNDS = 4
-NODE_KILLED_IN_ROUND, VICTIM = 2, 2
-SERVER_KILLED_AFTER_ROUND = 3
+NUM_ROUNDS = 3
+NODE_KILLED_IN_ROUND, VICTIM = 1, 2
+SERVER_KILLED_AFTER_ROUND = 2
 RUN_CONFIG = {
     # Every round needs all four: a round that a node's death disturbs is tried again when it is back.
     "strategy": "fedavg(quorum=1.0, min_available_nodes=4, max_attempts=5)",
@@ -88,7 +88,8 @@ class Saboteur:
         victims = processes.members(node)
         processes.kill(node)
         tell(f"  KILLED {node.name} (SIGKILL, {len(victims)} processes) while it trains; bringing it back")
-        processes.start(node)
+        drive.bring_back(self.layout, VICTIM)
+        tell(f"  {node.name} is back: the SuperLink has taken its key again")
 
     def _kill_server_app(self) -> None:
         """End the ServerApp's process while the next round is under way."""
@@ -148,7 +149,7 @@ def main(folder: Path, round_timeout_s: float) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, help="keep the deployment in this new folder")
-    parser.add_argument("--round-timeout-s", type=float, default=60.0, help="default: 60")
+    parser.add_argument("--round-timeout-s", type=float, default=120.0, help="default: 120")
     arguments = parser.parse_args()
     if arguments.keep:
         sys.exit(main(arguments.keep, arguments.round_timeout_s))

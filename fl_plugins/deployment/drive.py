@@ -16,6 +16,7 @@ from .layout import Layout, Role
 from .node_keys import public_key_for_flower
 from .pids import read_pid
 
+BRING_BACK_TIMEOUT_S = 180.0
 _POLL_S = 0.2
 
 
@@ -196,6 +197,17 @@ def wait_for_nodes(layout: Layout, nodes: Sequence[Role], *, timeout_s: float = 
                 f"log is:\n{log_tail(missing[0].log)}"
             )
         time.sleep(_POLL_S)
+
+
+def bring_back(layout: Layout, number: int, *, timeout_s: float = BRING_BACK_TIMEOUT_S) -> None:
+    """Start a SuperNode that was killed, again and again until the SuperLink takes it; see :mod:`.joining`.
+
+    Raises
+    ------
+    RunFailedError
+        If it is not connected in time.
+    """
+    join(layout, [layout.node(number)], timeout_s=timeout_s)
 
 
 def _nodes_by_key(layout: Layout) -> dict[bytes, NodeStatus]:

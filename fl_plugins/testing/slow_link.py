@@ -52,9 +52,9 @@ class SlowLink:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 time.sleep(len(piece) / self.bytes_per_s)
-                sink.sendall(piece)
                 with self._lock:
                     self.carried += len(piece)
+                sink.sendall(piece)
         _shut(source)
         _shut(sink)
 

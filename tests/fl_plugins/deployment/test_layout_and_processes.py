@@ -1,0 +1,154 @@
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+import yaml
+
+from clients.tasks.heart_disease import HOSPITALS as TASKS_HOSPITALS
+from fl_plugins.cli import main
+from fl_plugins.deployment import processes
+from fl_plugins.deployment.create import create
+from fl_plugins.deployment.hospitals import HOSPITALS
+from fl_plugins.deployment.layout import Layout, Role, Settings
+from fl_plugins.deployment.pids import moment_of, read_pid, write_pid
+from fl_plugins.deployment.ports import free_ports
+from fl_plugins.errors import ConfigError, RunFailedError
+
+
+@pytest.fixture
+def layout(tmp_path):
+    before = os.umask(0)  # permissions must not depend on it
+    try:
+        return create(tmp_path / "d", Settings(host="fl.example.org", num_nodes=3))
+    finally:
+        os.umask(before)
+
+
+def test_secrets_are_for_their_owner_only_and_each_is_where_it_belongs(layout):
+    files = [path for path in layout.root.rglob("*") if path.is_file()]
+    secret = {path for path in files if b"PRIVATE KEY" in path.read_bytes()}
+    assert {str(path.relative_to(layout.root)) for path in secret} == {
+        "authority/ca.key", "server/server.key", "nodes/0/node.key", "nodes/1/node.key", "nodes/2/node.key",
+    }  # fmt: skip
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
+    folders = [layout.root, *(path for path in layout.root.rglob("*") if path.is_dir())]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
+    assert not any(path.stat().st_mode & 0o022 for path in files)
+
+
+def test_an_existing_deployment_is_not_overwritten_and_a_failure_leaves_nothing(
+    layout, tmp_path, monkeypatch
+):
+    key = (layout.authority / "ca.key").read_bytes()
+    with pytest.raises(ConfigError, match="exists already"):
+        create(layout.root, layout.settings)
+    assert (layout.authority / "ca.key").read_bytes() == key
+
+    def broken(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fl_plugins.deployment.create.node_files", broken)
+    with pytest.raises(OSError, match="disk full"):
+        create(tmp_path / "other", layout.settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_is_written_reads_back(layout):
+    assert Layout.open(layout.root) == layout
+    connection = tomllib.loads((layout.operator / "config.toml").read_text())["superlink"]["deployment"]
+    assert connection["address"] == "fl.example.org:9092"
+    assert connection["root-certificates"] == str(layout.operator / "ca.crt")
+    for role, service in ((layout.server, "superlink"), (layout.node(1), "supernode")):
+        compose = yaml.safe_load((role.folder / "docker-compose.yml").read_text())
+        assert compose["services"][service]["command"] == ["/deployment/start.sh"]
+        assert (role.folder / f"fl-plugins-{service}.service").read_text().count("/start.sh") == 1
+        assert subprocess.run(["sh", "-n", str(role.start_script)], check=False).returncode == 0
+    assert "RUNTIME_PORT=9095" in (layout.node(1).folder / "settings.env").read_text()
+    with pytest.raises(ConfigError, match="holds no deployment"):
+        Layout.open(layout.server.folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"num_nodes": 0}, "nodes=0"),
+        ({"port": 9095}, "among the nodes' own ports"),
+        ({"port": 65536}, "65535"),
+    ],
+)
+def test_bad_settings_are_refused(setting, message):
+    with pytest.raises(ConfigError, match=message.replace("nodes=0", "num_nodes=0|nodes=0")):
+        Settings(**{"host": "a.org", "num_nodes": 3, **setting})
+
+
+def test_init_prints_no_secret_and_status_of_nothing_is_1(tmp_path, capsys):
+    folder = str(tmp_path / "d")
+    port = str(free_ports(1)[0])
+    assert main(["deploy", "init", folder, "--nodes", "2", "--host", "127.0.0.1", "--port", port]) == 0
+    assert "PRIVATE" not in capsys.readouterr().out
+    assert main(["deploy", "status", folder]) == 1
+    assert capsys.readouterr().out.count("not running") == 3
+    assert main(["deploy", "down", folder]) == 0
+    assert main(["deploy", "logs", folder, "7"]) == 2
+    assert main(["deploy", "init", folder, "--nodes", "2", "--host", "127.0.0.1"]) == 2
+
+
+@pytest.fixture
+def role(tmp_path):
+    made = Role("node 0", tmp_path)
+    made.state.mkdir()
+    # One child in a session of its own, which outlives its parent.
+    made.start_script.write_text('#!/bin/sh\nsetsid sleep 600 &\nexec sleep 601 "$@"\n')
+    made.start_script.chmod(0o755)
+    yield made
+    processes.end(made, grace_s=0)
+
+
+def wait_for_members(role, count):
+    deadline = time.monotonic() + 30
+    while len(found := processes.members(role)) != count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="found by their environment on Linux only")
+def test_ending_a_role_ends_what_it_started_even_when_its_leader_is_dead(role):
+    leader = processes.start(role)
+    everyone = wait_for_members(role, 2)
+    with pytest.raises(ConfigError, match="runs already"):
+        processes.start(role)
+    os.kill(leader, 9)
+    wait_for_members(role, 1)
+    with pytest.raises(RunFailedError, match="has ended"):
+        processes.check_alive(role)
+    assert processes.end(role)
+    assert not any(map(moment_of, everyone))
+    assert not processes.end(role)
+
+
+def test_a_pid_that_was_given_to_a_stranger_is_not_signalled(role):
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        write_pid(role.pid_file, stranger.pid)
+        mine = read_pid(role.pid_file)
+        assert mine.is_running()  # the control: with its true moment it would be ended
+        role.pid_file.write_text(json.dumps({"pid": stranger.pid, "moment": "long ago"}))
+        assert not processes.end(role)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert moment_of(stranger.pid) is None
+
+
+def test_a_pid_file_that_does_not_read_is_none(tmp_path):
+    (tmp_path / "pid").write_text("{")
+    assert read_pid(tmp_path / "pid") is None
+    assert read_pid(tmp_path / "none") is None
+
+
+def test_hospitals_are_dealt_as_the_task_numbers_them():
+    assert HOSPITALS == TASKS_HOSPITALS
