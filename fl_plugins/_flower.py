@@ -113,7 +113,6 @@ class NodeStatus:
     node_id: int
     public_key: bytes
     status: str
-    activated_at: str
 
 
 @dataclass(frozen=True)
@@ -227,10 +226,7 @@ class Control:
 
         with _control_errors():
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return [
-            NodeStatus(node.node_id, bytes(node.public_key), node.status, node.last_activated_at)
-            for node in nodes
-        ]
+        return [NodeStatus(node.node_id, bytes(node.public_key), node.status) for node in nodes]
 
     def logs(self, run_id: int) -> Iterator[str]:
         """Give a run's log in pieces as they come, until the run has ended."""
