@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +51,42 @@ def test_a_checkpoint_that_does_not_fit_leaves_those_before_it_and_no_debris(tmp
     assert [path.name for path in tmp_path.iterdir()] == [old.name]
     assert old.read_bytes() == before
     assert load_checkpoint(old).arrays["model"]["w"][0] == 1
+
+
+SMALL_DISK = """
+import sys
+from pathlib import Path
+import numpy as np
+from fl_plugins.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fl_plugins.errors import CheckpointWriteError
+
+def checkpoint(number):
+    return Checkpoint(round=number, arrays={"model": {"w": np.full(10_000, number, np.float32)}}, facts={})
+
+folder = Path(sys.argv[1])
+old = save_checkpoint(folder, checkpoint(1))
+try:
+    save_checkpoint(folder, checkpoint(2), keep=1)
+except CheckpointWriteError as error:
+    assert load_checkpoint(old).arrays["model"]["w"][0] == 1
+    print(error, [path.name for path in folder.iterdir()])
+"""
+
+
+def test_a_file_system_without_room_for_two(tmp_path: Path) -> None:
+    """A real one of 64 KiB, in a mount namespace of its own; a checkpoint has 40 kB."""
+    mount = 'mount -t tmpfs -o size=64k tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    try:
+        done = subprocess.run(
+            [*command, str(tmp_path), sys.executable, SMALL_DISK], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("no unshare on this system")
+    if done.returncode and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"no file system of one's own on this system: {done.stderr.strip()}")
+    assert "cannot be written (No space left on device)" in done.stdout, done.stderr
+    assert done.stdout.rstrip().endswith("['round-000001.ckpt']")
 
 
 def test_a_run_on_a_full_disk_ends_clearly_and_is_resumed_bit_for_bit(
