@@ -32,6 +32,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
+_BUNDLE_LOCK = threading.Lock()
+
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
 
@@ -249,7 +251,8 @@ def build_bundle(app_dir: Path) -> bytes:
     from flwr.cli.config_utils import load_and_validate
 
     load_and_validate(app_dir / "pyproject.toml")
-    with warnings.catch_warnings():  # flwr's own use of pathspec
+    # What is ignored is flwr's own use of pathspec; filters are the whole process's, hence the lock.
+    with _BUNDLE_LOCK, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
         return build_fab_from_disk(app_dir)
 

@@ -226,13 +226,7 @@ def check_killed(layout: Layout) -> None:
     """In one round, a SuperNode and another node's ClientApp are killed; the others go on; both come back."""
     run_in(layout, config("fedavg(min_available_nodes=4)", 3), name="undisturbed")
     rejoining = ThreadPoolExecutor(1)
-    node, log = layout.node(1), layout.node(1).log
-    so_far = log.stat().st_size
-
-    def is_serving_round_2() -> bool:
-        """Its ClientApp has taken the message: one that is killed before that is started again by Flower."""
-        said = log.read_bytes()[so_far:].decode(errors="replace")
-        return "/pull-task-input" in said.partition("ROUND 2]")[2]
+    node = layout.node(1)
 
     def kill(event: Event) -> None:
         if event["event"] == "round_finished" and event["round"] == 1:
@@ -241,7 +235,8 @@ def check_killed(layout: Layout) -> None:
             wait_until(lambda: processes.programs(layout.node(2), "flwr-clientapp"))
             processes.kill(layout.node(2))
             rejoining.submit(join, layout, [layout.node(2)])
-            wait_until(is_serving_round_2)
+            # A ClientApp that is killed before it has taken its message is started again by Flower.
+            wait_until(lambda: asks_worker(node))
             signal_programs(node, "flwr-clientapp", signal.SIGKILL)
             signal_programs(node, WORKER, signal.SIGCONT)
 
@@ -266,6 +261,14 @@ def check_killed(layout: Layout) -> None:
 
 def accuracy(events: list[Event]) -> float:
     return float(of(events, "evaluated")[-1]["metrics"]["accuracy"])
+
+
+def asks_worker(node: Role) -> bool:
+    """Whether a ClientApp has taken its message, and waits for the node's resident worker."""
+    (worker,) = processes.programs(node, WORKER)
+    folder = Path(f"/proc/{worker}/cmdline").read_text().split("\0")[4]
+    sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if f" {folder}/" in line]
+    return len(sockets) > 1  # beside the one that listens
 
 
 def signal_programs(node: Role, name: str, number: signal.Signals) -> None:
