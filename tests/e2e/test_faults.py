@@ -288,7 +288,9 @@ def check_silent_and_two_at_once(layout: Layout) -> None:
             send(layout.node(3), signal.SIGCONT)
 
     with ThreadPoolExecutor(1) as other:
-        patient = other.submit(run_in, layout, config("fedavg(min_available_nodes=4)", 3), name="patient")
+        patient = other.submit(
+            run_in, layout, config("fedavg(min_available_nodes=4, quorum=1.0)", 3), name="patient"
+        )
         events = run_in(
             layout,
             config("fedavg(min_available_nodes=4, quorum=0.5)", 3, timeout_s=DEADLINE_S),
