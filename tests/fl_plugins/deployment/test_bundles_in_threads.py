@@ -1,4 +1,4 @@
-"""Two runs that are started at once, from two threads of one process, build their bundles one after the other."""
+"""Two runs that are started at once from two threads build their bundles one after the other."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from fl_plugins.simulation.session import load_bundle
 
 
 def test_bundles_can_be_built_by_several_threads(tmp_path: Path) -> None:
-    """Warnings are errors here, and flwr's build warns: a filter that another thread takes away is noticed."""
+    """Warnings are errors here, and flwr's build warns: a filter that another thread removes is noticed."""
     app = write_app(tmp_path)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
