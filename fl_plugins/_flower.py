@@ -37,6 +37,8 @@ from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
+_BUNDLE_LOCK = threading.Lock()
+
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
 
@@ -195,7 +197,6 @@ class NodeStatus:
     node_id: int
     public_key: bytes
     status: str
-    activated_at: str
 
 
 @dataclass(frozen=True)
@@ -309,10 +310,7 @@ class Control:
 
         with _control_errors():
             nodes = self._client.ListNodes(ListNodesRequest()).nodes_info
-        return [
-            NodeStatus(node.node_id, bytes(node.public_key), node.status, node.last_activated_at)
-            for node in nodes
-        ]
+        return [NodeStatus(node.node_id, bytes(node.public_key), node.status) for node in nodes]
 
     def logs(self, run_id: int) -> Iterator[str]:
         """Give a run's log in pieces as they come, until the run has ended."""
@@ -335,7 +333,8 @@ def build_bundle(app_dir: Path) -> bytes:
     from flwr.cli.config_utils import load_and_validate
 
     load_and_validate(app_dir / "pyproject.toml")
-    with warnings.catch_warnings():  # flwr's own use of pathspec
+    # What is ignored is flwr's own use of pathspec; filters are the whole process's, hence the lock.
+    with _BUNDLE_LOCK, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
         return build_fab_from_disk(app_dir)
 

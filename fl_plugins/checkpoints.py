@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array
 
-from .errors import CheckpointError, ConfigError, StructureError
+from .errors import CheckpointError, CheckpointWriteError, ConfigError, StructureError
 from .records import from_ndarray, to_ndarray
 from .training import NamedArrays
 
@@ -44,14 +44,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> P
 
     Raises
     ------
-    OSError
+    CheckpointWriteError
         If the disk refuses; the checkpoints that were there are untouched.
     """
     if keep < 1:
         raise ConfigError(f"checkpoints: keep={keep}, but at least the newest must stay; give keep >= 1.")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"round-{checkpoint.round:06d}.ckpt"
-    write_archive(path, checkpoint)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_archive(path, checkpoint)
+    except OSError as error:
+        raise CheckpointWriteError(
+            f"checkpoint {path}: cannot be written ({error.strerror or error}); those before it are as they "
+            "were; make room (one more than keep-checkpoints must fit) or permit it, and resume the run."
+        ) from error
     for old in _files(folder)[:-keep]:
         old.unlink(missing_ok=True)
     return path

@@ -32,6 +32,7 @@ Each one is also a built-in exception, so that callers need not know this module
     │   ├── ShareError                   ValueError: shares that give no secret that was advertised
     │   ├── EncodingError                ValueError: an update or sum that does not fit the ring
     │   └── RoundAbortedError            RuntimeError: too few clients are left, or the sum is wrong
+    ├── CheckpointWriteError             OSError: could not be written; those before it are as they were
     └── RunFailedError                   RuntimeError: a run that Flower reports as failed
 
 A message says name, value, rule, remedy. Secrets never appear in one.
@@ -171,6 +172,10 @@ class EncodingError(SecureAggregationError, ValueError):
 
 class RoundAbortedError(SecureAggregationError, RuntimeError):
     """The round cannot give a sum: too few clients are left, or what they sent does not fit together."""
+
+
+class CheckpointWriteError(FLPluginsError, OSError):
+    """A checkpoint could not be written, for example on a full disk; those before it are as they were."""
 
 
 class RunFailedError(FLPluginsError, RuntimeError):

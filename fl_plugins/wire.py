@@ -33,6 +33,9 @@ SCHEMA = "fl-plugins.schema"
 CLIENT_ID = "fl-plugins.client-id"
 """Config key in a roll-call reply: the client's stable name (its partition id)."""
 
+PARTITIONS = "fl-plugins.partitions"
+"""Config key in a roll-call reply: among how many clients this one's data were dealt (its num-partitions)."""
+
 CLIENT_IDS = "fl-plugins.client-ids"
 """Config key in a cohort node's roll-call reply: its virtual clients, a list of whole numbers."""
 

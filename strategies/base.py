@@ -214,6 +214,14 @@ class FederatedStrategy(Strategy):
         self._cohort = None
         self.restore({}, {})
 
+    def dealt(self) -> list[int]:
+        """Return among how many clients the nodes say that their data were dealt (one number)."""
+        return self._session.roster.dealt()
+
+    def expect_dealt(self, partitions: Iterable[int]) -> None:
+        """Leave nodes out from now on whose data were dealt otherwise: the run that is resumed had these."""
+        self._session.roster.partitions = frozenset(partitions)
+
     def stop_before(self, number: int) -> str | None:  # noqa: ARG002  for strategies that have a budget
         """Return why round ``number`` may not be run, which ends the run in good order, or ``None``."""
         return None

@@ -14,6 +14,9 @@ from flwr.serverapp import Grid
 
 from fl_plugins._flower import deliver_now, pull_promptly
 
+_LATE_S = 300.0
+"""How long after the deadline a message expires: more than clocks may differ and pushing may take."""
+
 _SHORTEST_PAUSE_S = 0.001
 _LONGEST_PAUSE_S = 0.25
 _PAUSE_PART = 0.05
@@ -23,10 +26,13 @@ _PAUSE_PART = 0.05
 def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
     """Push ``messages`` and yield each reply once; stop when all are in or ``timeout_s`` has passed.
 
-    Replies come in order of arrival. Nodes that have not answered in time are simply absent.
+    Replies come in order of arrival. Nodes that have not answered in time are simply absent. A node that was
+    away for long is not given messages that nobody waits for any more: they expire.
     """
     pull_promptly()
     sent = list(messages)
+    for message in sent:
+        message.metadata.ttl = min(message.metadata.ttl, timeout_s + _LATE_S)
     outstanding = {message_id for message_id in grid.push_messages(sent) if message_id}
     deliver_now(message.metadata.dst_node_id for message in sent)
     last = time.monotonic()

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_plugins import wire
-from fl_plugins.errors import ConfigError, QuorumError
+from fl_plugins.errors import CheckpointError, ConfigError, QuorumError
 
 from .exchange import exchange
 
@@ -38,16 +38,27 @@ class Roster:
         Whether to ask nodes for their names.
     virtual_clients : int
         Number of virtual clients in all, named ``0 .. virtual_clients - 1``; with 0 no node may host any.
+    partitions : frozenset[int]
+        Among how many clients the data were dealt when the run began, if it is resumed; empty: anything goes.
 
     Guarantees
     ----------
     A virtual client is on one node. Once a connected node hosts it, no other can take it over: the claim is
     refused and logged. If two nodes that are asked at the same time claim it, nobody can tell who is right,
     and that is an error. A node that does not answer is left out of a run with virtual clients.
+
+    A node that says that its data were dealt among another number of clients is left out of a run that is
+    resumed: its examples are others' too. If no node says what was said when the run began, that is an error.
+
+    A node that comes back under another node id, since it has no key of its own, gets its name back if its
+    predecessor is gone by then.
     """
 
     roll_call: bool = False
     virtual_clients: int = 0
+    partitions: frozenset[int] = frozenset()
+    _dealt: dict[int, int] = field(default_factory=dict)
+    """Node → among how many clients it says that its data were dealt."""
     _names: dict[int, str] = field(default_factory=dict)
     """Node → its one name, for nodes that are a client themselves."""
     _claims: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -70,6 +81,8 @@ class Roster:
             If there are fewer than ``num_clients`` when ``timeout_s`` has passed.
         ConfigError
             If two nodes that appear together claim the same virtual client.
+        CheckpointError
+            If all nodes say that their data were dealt in another way than when the run began.
         """
         deadline = time.monotonic() + timeout_s
         said = 0.0
@@ -92,7 +105,7 @@ class Roster:
         if connected == self._connected:
             return self._clients
         new = [node for node in connected if node not in self._names and node not in self._claims]
-        self._learn(grid, new, timeout_s)
+        self._learn(grid, new, timeout_s, connected=connected)
         self._connected = connected
         self._settle(connected)
         clients = {str(client): node for client, node in self._held.items()}
@@ -103,7 +116,7 @@ class Roster:
         self._clients = dict(ordered)
         return self._clients
 
-    def _learn(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> None:
+    def _learn(self, grid: Grid, nodes: Sequence[int], timeout_s: float, *, connected: Sequence[int]) -> None:
         """Ask ``nodes`` who they are; a name that another node or a virtual client has gets the node id."""
         fresh = {node: f"node-{node}" for node in nodes}
         answered: set[int] = set()
@@ -115,6 +128,8 @@ class Roster:
                 if node not in fresh or reply.has_error():
                     continue
                 answered.add(node)
+                if isinstance(dealt := _find(reply, wire.PARTITIONS), int):
+                    self._dealt[node] = dealt
                 hosted = _find(reply, wire.CLIENT_IDS)
                 if hosted is not None:
                     self._claims[node] = self._checked(node, hosted)
@@ -131,12 +146,45 @@ class Roster:
                 silent[0],
             )
             fresh = {node: name for node, name in fresh.items() if node in answered}
+        self._leave_out_redealt(fresh)
+        for node in self._names.keys() - set(connected):
+            if self._names[node] in fresh.values():  # it has come back under another node id
+                self._names[node] += f"@{node}"
         taken = set(self._names.values())
         for node, name in sorted(fresh.items()):
             is_virtual = name.isdecimal() and int(name) < self.virtual_clients
             unique = f"{name}@{node}" if is_virtual or name in taken else name
             taken.add(unique)
             self._names[node] = unique
+
+    def dealt(self) -> list[int]:
+        """Return among how many clients the nodes that take part say that their data were dealt."""
+        return sorted({self._dealt[node] for node in self._names if node in self._dealt} | self.partitions)
+
+    def _leave_out_redealt(self, fresh: dict[int, str]) -> None:
+        """Take nodes out of ``fresh`` whose data were dealt in another way than when the run began."""
+        if not self.partitions:
+            return
+        others = sorted(node for node in fresh if self._dealt.get(node, 0) not in self.partitions | {0})
+        for node in others:
+            del fresh[node]
+        if not others:
+            return
+        was, now = sorted(self.partitions), self._dealt[others[0]]
+        if not fresh and not self._names:
+            raise CheckpointError(
+                f"resume: the run began with data dealt among {was} clients, but the nodes now say "
+                f"num-partitions={now}; start them with the num-partitions that they had, or start anew in "
+                "another folder."
+            )
+        logger.warning(
+            "%d nodes (the first is %d, num-partitions=%d) have data that were dealt in another way than "
+            "when the run began (num-partitions=%s), and are left out",
+            len(others),
+            others[0],
+            now,
+            was,
+        )
 
     def _checked(self, node: int, hosted: object) -> tuple[int, ...]:
         """Return what a node says it hosts; what cannot be true is refused whole."""

@@ -41,6 +41,8 @@ class Runnable(Protocol):
 
     def begin(self, options: RunOptions, *, seed: int) -> None: ...  # noqa: D102
     def stop_before(self, number: int) -> str | None: ...  # noqa: D102
+    def dealt(self) -> list[int]: ...  # noqa: D102
+    def expect_dealt(self, partitions: Iterable[int]) -> None: ...  # noqa: D102
     def summary(self) -> None: ...  # noqa: D102
     def describe(self) -> str: ...  # noqa: D102
     def state(self) -> NamedArrays: ...  # noqa: D102
@@ -124,7 +126,10 @@ class _Run:
     def _fail(self, error: Exception) -> None:
         """Keep what was reached: in the error, and in a checkpoint if the last round is in none yet."""
         kind = type(error).__name__
-        self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
+        try:
+            self.emit("run_failed", error=f"{kind}: {error}", kind=kind, round=self.state.round)
+        except OSError as second:  # a full disk must not hide what ended the run
+            error.add_note(f"and this could not be written to the run's events: {second}")
         if not self.begun:
             return
         with suppress(AttributeError):  # an exception without a __dict__
@@ -147,6 +152,7 @@ class _Run:
             self.strategy.restore(arrays, dict(self.saved.arrays["strategy"]))
             history = MetricsHistory.from_facts(self.saved.facts["history"])
             self.state = RunState(round=self.saved.round, arrays=arrays, history=history)
+            self.strategy.expect_dealt(self.saved.facts.get("dealt", []))
             resumed_from = self.last_saved = self.saved.round
         self.begun = True
         logger.info("seed %d", self.seed)
@@ -256,6 +262,7 @@ class _Run:
         if folder is None or not (last or self.state.round % self.options.checkpoint_every == 0):
             return
         facts = {"identity": self._identity(), "seed": self.seed, "history": self.state.history.to_facts()}
+        facts["dealt"] = self.strategy.dealt()
         groups = {"model": self.state.arrays, "strategy": self.strategy.state()}
         checkpoint = Checkpoint(round=self.state.round, arrays=groups, facts=facts)
         path = save_checkpoint(folder, checkpoint, keep=self.options.keep_checkpoints)

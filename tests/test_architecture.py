@@ -70,3 +70,53 @@ def test_the_installed_entry_points_are_those_of_pyproject() -> None:
         if point.dist and point.dist.name == "fl-plugins"
     }
     assert installed == set(ENTRY_POINTS), "run `make install` after changing pyproject.toml"
+
+
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def unsafe_readers(source: str) -> list[str]:
+    """Return what in a module's source could run code that comes with data."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call):
+            names = []
+            found += [
+                f"line {node.lineno}: allow_pickle"
+                for keyword in node.keywords
+                if keyword.arg == "allow_pickle"
+                and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+            ]
+        else:
+            continue
+        found += [f"line {node.lineno}: {name}" for name in names if name.partition(".")[0] in UNSAFE_MODULES]
+    return found
+
+
+def test_no_pickle_anywhere() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {what}"
+        for package in ("fl_plugins", "strategies", "clients")
+        for path in (ROOT / package).rglob("*.py")
+        for what in unsafe_readers(path.read_text())
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import numpy as np, cloudpickle.compat",
+        "from joblib import load",
+        "numpy.load(path, allow_pickle=True)",
+        "numpy.load(path, allow_pickle=trusted)",
+    ],
+)
+def test_the_search_for_pickle_finds_it(source: str) -> None:
+    assert unsafe_readers(source)
+    assert not unsafe_readers("import json\nnumpy.load(path, allow_pickle=False)")

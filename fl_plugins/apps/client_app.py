@@ -32,7 +32,7 @@ def _who_am_i(_: Message, context: Context) -> RecordDict:
     config = RunConfig.from_run_config(context.run_config)
     partition_id, num_partitions = partition_of(context.node_config)
     warm_up(context)
-    told: ConfigRecord = ConfigRecord({wire.CLIENT_ID: str(partition_id)})
+    told: ConfigRecord = ConfigRecord({wire.CLIENT_ID: str(partition_id), wire.PARTITIONS: num_partitions})
     if config.virtual_clients:
         told = ConfigRecord({wire.CLIENT_IDS: hosted(config, partition_id, num_partitions)})
     return RecordDict({wire.CONFIG: told})

@@ -4,8 +4,12 @@ Everything is built and checked before the first message leaves: a misspelt plug
 range or a cohort too small for the rule ends the run at once, with an error that says what to change.
 """
 
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
@@ -25,6 +29,9 @@ from .stack import ClientStack, client_stack
 
 FINAL_MODEL = "final_model.ckpt"
 PRIVACY_LEDGER = "privacy_ledger.jsonl"
+WRITER_LOCK = ".server-app.lock"
+WRITER_TIMEOUT_S = 20.0
+"""A ServerApp whose run was stopped notices when it next asks its SuperLink something."""
 
 
 def run_app(grid: Grid, config: RunConfig) -> Result:
@@ -59,15 +66,19 @@ def run_app(grid: Grid, config: RunConfig) -> Result:
         privacy_ledger=_privacy_ledger(config, run_dir),
         emit=EventLog(run_dir / "events.jsonl") if run_dir else ignore_event,
     )
-    try:
-        result = strategy.run(grid, initial, options)
-    except Exception as error:
-        reached = getattr(error, "result", None)
-        if run_dir is not None and isinstance(reached, Result):
-            _keep_model(run_dir / FINAL_MODEL, reached, config)
-        raise
-    if run_dir is not None:
-        _keep_model(run_dir / FINAL_MODEL, result, config)
+    with only_writer(run_dir):
+        try:
+            result = strategy.run(grid, initial, options)
+        except Exception as error:
+            reached = getattr(error, "result", None)
+            if run_dir is not None and isinstance(reached, Result):
+                try:
+                    _keep_model(run_dir / FINAL_MODEL, reached, config)
+                except OSError as second:  # a full disk must not hide what ended the run
+                    error.add_note(f"and the parameters reached could not be kept: {second}")
+            raise
+        if run_dir is not None:
+            _keep_model(run_dir / FINAL_MODEL, result, config)
     return result
 
 
@@ -76,6 +87,40 @@ def _privacy_ledger(config: RunConfig, run_dir: Path | None) -> Path | None:
     if run_dir is None:
         return Path(config.privacy_ledger) if config.privacy_ledger else None
     return run_dir / (config.privacy_ledger or PRIVACY_LEDGER)
+
+
+@contextmanager
+def only_writer(run_dir: Path | None) -> Iterator[None]:
+    """Keep every other ServerApp out of ``run_dir``; the kernel lets go of it when this process ends.
+
+    Raises
+    ------
+    ConfigError
+        If another ServerApp writes there: one that was given up, or cut off, but still runs.
+    """
+    if run_dir is None:
+        yield
+        return
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / WRITER_LOCK).open("w") as lock:
+        deadline = time.monotonic() + WRITER_TIMEOUT_S
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"run config: run-dir={str(run_dir)!r}, but another ServerApp writes into it; stop that "
+                    "run (`flwr stop`), or give another folder."
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Lock a file for this process; return whether that was possible."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _identity(config: RunConfig) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from fl_plugins.errors import ConfigError, RunFailedError
 from fl_plugins.simulation.superlink import START_TIMEOUT_S, answers, log_tail, signals_as_exceptions
 
 from . import processes
+from .joining import join
 from .layout import Layout, Role
 from .node_keys import public_key_for_flower
 from .pids import read_pid
@@ -93,9 +94,7 @@ def up(
     note(f"SuperLink answers on {superlink.address} (TLS)")
     added = register(layout)
     note(f"{len(added)} node keys registered, {layout.settings.num_nodes - len(added)} known already")
-    for node in layout.nodes:
-        if not processes.is_running(node):
-            processes.start(node)
+    join(layout, [node for node in layout.nodes if not processes.is_running(node)], timeout_s=timeout_s)
     wait_for_nodes(layout, layout.nodes, timeout_s=timeout_s)
     note(f"{layout.settings.num_nodes} SuperNodes connected")
     return superlink
@@ -201,33 +200,14 @@ def wait_for_nodes(layout: Layout, nodes: Sequence[Role], *, timeout_s: float = 
 
 
 def bring_back(layout: Layout, number: int, *, timeout_s: float = BRING_BACK_TIMEOUT_S) -> None:
-    """Start a SuperNode that was killed, again and again until the SuperLink takes it; systemd does the same.
-
-    A SuperLink calls a killed node online until two heartbeats (60 s) are missing, and refuses until then to
-    activate it anew; the SuperNode then ends (flwr 1.41).
+    """Start a SuperNode that was killed, again and again until the SuperLink takes it; see :mod:`.joining`.
 
     Raises
     ------
     RunFailedError
         If it is not connected in time.
     """
-    node, key = layout.node(number), public_key_for_flower(layout.public_key(number))
-    before = _nodes_by_key(layout)[key].activated_at
-    deadline = time.monotonic() + timeout_s
-    while True:
-        processes.reap(node)
-        if not processes.is_running(node):
-            processes.start(node)
-        with suppress(ControlError):  # busy: ask again
-            now = _nodes_by_key(layout)[key]
-            if now.status == "online" and now.activated_at != before:
-                return
-        if time.monotonic() > deadline:
-            raise RunFailedError(
-                f"{node.name}: not connected again within {timeout_s:g} s; the end of its log is:\n"
-                + log_tail(node.log)
-            )
-        time.sleep(_POLL_S)
+    join(layout, [layout.node(number)], timeout_s=timeout_s)
 
 
 def _nodes_by_key(layout: Layout) -> dict[bytes, NodeStatus]:

@@ -32,6 +32,7 @@ end; it is dropped when the file is read, and cut off when a resumed run appends
 know are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads back.
 """
 
+import errno
 import json
 import math
 import os
@@ -103,8 +104,12 @@ class EventLog:
         head = {"schema": SCHEMA, "event": event, "time": time.time()}
         record = {**head, **dict.fromkeys(sorted(FIELDS[event])), **fields, **head}
         line = json.dumps(to_json(record), allow_nan=False, ensure_ascii=False) + "\n"
+        data = line.encode("utf-8", errors="backslashreplace")
         with self._lock, self.path.open("ab", buffering=0) as file:
-            file.write(line.encode("utf-8", errors="backslashreplace"))
+            start = file.seek(0, os.SEEK_END)
+            if file.write(data) != len(data):  # a full disk takes what fits, and does not say so
+                file.truncate(start)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 class EventReader:

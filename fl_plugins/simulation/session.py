@@ -142,7 +142,12 @@ def run_app(superlink: RunsApps, request: RunRequest, show: Callable[[Event], No
     with superlink.control() as control:
         run_id = _start(superlink, control, request)
         log = _LogFollower(superlink, run_id, request.run_dir / SERVER_LOG)
-        status = _follow(superlink, control, run_id, drain)
+        try:
+            status = _follow(superlink, control, run_id, drain)
+        except BaseException:  # Ctrl-C, too: a run that nobody follows must not go on writing into its folder
+            with suppress(ControlError):
+                control.stop_run(run_id)
+            raise
         log.wait()
     drain()
     if (problem := judge(status, events)) is not None:

@@ -96,6 +96,11 @@ class InProcessGrid(Grid):
         """Return all node ids."""
         return list(self._apps)
 
+    def replace_node(self, node: int, successor: int) -> None:
+        """Let a node vanish and come back under another id, with its own app and context."""
+        self._apps[successor] = self._apps.pop(node)
+        self._contexts[successor] = self._contexts.pop(node)
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages; they are served when their replies are pulled."""
         identifiers = []

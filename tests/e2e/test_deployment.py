@@ -107,14 +107,20 @@ def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout) -> None
     assert not any(processes.moment_of(pid) for pid in everyone)
 
 
-def test_an_expired_certificate_is_refused_by_the_node(layout: Layout) -> None:
+@pytest.mark.parametrize(
+    ("starts_in_days", "told"), [(-40, "certificate has expired"), (2, "certificate is not yet valid")]
+)
+def test_a_certificate_of_another_time_is_refused_by_the_node(
+    starts_in_days: int, told: str, layout: Layout
+) -> None:
+    """It has expired, or a clock is wrong: the issuer's was ahead, or the node's is late."""
     authority = make_authority()
-    past = datetime.now(UTC) - timedelta(days=40)
-    expired = issue_server(authority, host="127.0.0.1", days=30, now=past)
+    begins = datetime.now(UTC) + timedelta(days=starts_in_days)
+    stale = issue_server(authority, host="127.0.0.1", days=30, now=begins)
     node = layout.node(0)
     (node.folder / "ca.crt").write_bytes(authority.certificate_pem())
-    with tls_server(layout.settings.port, expired.certificate_pem(), expired.key_pem(), node.state):
-        assert "certificate has expired" in refused(node)
+    with tls_server(layout.settings.port, stale.certificate_pem(), stale.key_pem(), node.state):
+        assert told in refused(node)
     assert processes.members(node) == set()
 
 

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_plugins.testing import InProcessGrid
@@ -42,3 +43,25 @@ def test_silent_nodes_are_absent_after_the_deadline_and_not_before() -> None:
 def test_nothing_to_send_returns_at_once() -> None:
     with InProcessGrid(_echo, 1) as grid:
         assert list(exchange(grid, [], timeout_s=60)) == []
+
+
+def test_messages_expire_soon_after_the_deadline_so_that_nobody_serves_them_hours_later() -> None:
+    with InProcessGrid(_echo, 2) as grid:
+        messages = _messages([1, 2])
+        assert {message.metadata.ttl for message in messages} == {43200.0}  # Flower's 12 hours
+        list(exchange(grid, messages, timeout_s=10))
+        assert {message.metadata.ttl for message in grid.sent} == {310.0}
+        list(exchange(grid, _messages([1]), timeout_s=1e6))
+        assert grid.sent[-1].metadata.ttl == 43200.0
+
+
+def test_the_deadline_is_a_monotonic_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wall clock that jumps (NTP, daylight saving, an operator) neither shortens nor lengthens a round."""
+    calls = iter(range(10**6))
+    with InProcessGrid(_echo, 2, silent=[2]) as grid:
+        messages = _messages([1, 2])
+        real = time.monotonic
+        monkeypatch.setattr(time, "time", lambda: 1e9 + 3600.0 * next(calls))
+        started = real()
+        assert len(list(exchange(grid, messages, timeout_s=0.3))) == 1
+        assert 0.3 <= real() - started < 30

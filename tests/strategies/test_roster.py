@@ -9,9 +9,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_plugins.errors import ConfigError, QuorumError
+from fl_plugins.errors import CheckpointError, ConfigError, QuorumError
 from fl_plugins.testing import InProcessGrid
-from fl_plugins.wire import CLIENT_ID, CLIENT_IDS
+from fl_plugins.wire import CLIENT_ID, CLIENT_IDS, PARTITIONS
 from strategies.roster import Roster, name_order, sample_cohort
 
 
@@ -137,3 +137,39 @@ def test_in_a_run_with_virtual_clients_a_node_that_does_not_know_the_question_is
     with InProcessGrid(_hosting([0, 1]), 2, overrides={2: _stock}) as grid:
         roster = Roster(roll_call=True, virtual_clients=2)
         assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 1, "1": 1}
+
+
+def _dealt(partitions: int) -> Any:
+    def answer(message: Message, context: Context) -> Message:
+        told = ConfigRecord({CLIENT_ID: str(context.node_config["partition-id"]), PARTITIONS: partitions})
+        return Message(RecordDict({"config": told}), reply_to=message)
+
+    return answer
+
+
+def test_a_resumed_run_leaves_out_nodes_whose_data_were_dealt_in_another_way() -> None:
+    with InProcessGrid(_dealt(4), 3, overrides={2: _dealt(5), 3: _named}) as grid:
+        fresh = Roster(roll_call=True)
+        assert fresh.wait_for(grid, 3, timeout_s=5) == {"0": 1, "1": 2, "2": 3}
+        assert fresh.dealt() == [4, 5]
+        resumed = Roster(roll_call=True, partitions=frozenset({4}))
+        assert resumed.wait_for(grid, 2, timeout_s=5) == {"0": 1, "2": 3}
+        assert resumed.dealt() == [4]
+
+
+def test_a_run_is_not_resumed_on_data_that_were_dealt_anew() -> None:
+    with (
+        InProcessGrid(_dealt(5), 3) as grid,
+        pytest.raises(CheckpointError, match=r"dealt among \[4\] clients.*num-partitions=5"),
+    ):
+        Roster(roll_call=True, partitions=frozenset({4})).wait_for(grid, 3, timeout_s=5)
+
+
+def test_a_node_that_comes_back_under_another_id_gets_its_name_back() -> None:
+    with InProcessGrid(_named, 2) as grid:
+        roster = Roster(roll_call=True)
+        assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 1, "1": 2}
+        grid.replace_node(1, 7)
+        assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 7, "1": 2}
+        grid.replace_node(7, 1)
+        assert roster.wait_for(grid, 2, timeout_s=5) == {"0@1": 1, "1": 2}

@@ -423,6 +423,7 @@ def test_resume_of_a_finished_run_changes_nothing_and_more_rounds_continue_it(
         ({"strategy": Krum(num_byzantine=1)}, "rule="),
         ({"seed": 2}, "seed="),
         ({"identity": {"task": "digits"}}, "task="),
+        ({"identity": {"client": "supervised()"}}, "client="),
         ({"initial": ArrayRecord({"other": Array(np.zeros(3, np.float32))})}, "layout="),
     ],
 )

@@ -12,9 +12,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import Result
 
 from fl_plugins import wire
+from fl_plugins.apps import server_app
 from fl_plugins.apps.client_app import app as client_app
 from fl_plugins.apps.config import RunConfig
-from fl_plugins.apps.server_app import FINAL_MODEL, run_app
+from fl_plugins.apps.server_app import FINAL_MODEL, only_writer, run_app
 from fl_plugins.checkpoints import load_checkpoint
 from fl_plugins.errors import (
     CheckpointError,
@@ -111,13 +112,37 @@ def test_resume_continues_to_the_same_bits(tmp_path: Path) -> None:
     assert all(undisturbed[key].data == resumed[key].data for key in undisturbed)
 
 
-def test_resume_from_a_checkpoint_of_another_model_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "digits(model='cnn')"}, r"has task=\"digits"),
+        ({"task": "breast_cancer"}, r"has task=\"digits"),
+        ({"strategy": "trimmed_mean(fraction=0.2)"}, "has strategy='fedavg"),
+        ({"client": "supervised(learning_rate=0.5)"}, "has client='supervised"),
+        ({"attack": "zero(num_byzantine=1)"}, "has attack=''"),
+        ({"seed": 1}, "has seed='0'"),
+        ({"num_nodes": 4}, r"dealt among \[5\] clients.*num-partitions=4"),
+    ],
+)
+def test_resume_as_another_run_is_refused_and_nothing_is_lost(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     run(num_rounds=1, run_dir=str(tmp_path))
     kept = [*(tmp_path / "checkpoints").iterdir(), tmp_path / FINAL_MODEL]
-    before = [path.read_bytes() for path in kept]
-    with pytest.raises(CheckpointError, match=r"has task=\"digits"):
-        run(num_rounds=2, run_dir=str(tmp_path), resume=True, task="digits(model='cnn')")
-    assert [path.read_bytes() for path in kept] == before
+    before = [load_checkpoint(path).arrays["model"] for path in kept]
+    with pytest.raises(CheckpointError, match=message):
+        run(num_rounds=2, run_dir=str(tmp_path), resume=True, **change)
+    for path, arrays in zip(kept, before, strict=True):
+        np.testing.assert_equal(load_checkpoint(path).arrays["model"], arrays)
+
+
+def test_two_server_apps_never_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was given up may still run: the next one waits a moment for it, and then refuses."""
+    monkeypatch.setattr(server_app, "WRITER_TIMEOUT_S", 0.2)
+    with only_writer(tmp_path), pytest.raises(ConfigError, match="another ServerApp writes into it"):
+        run(num_rounds=1, run_dir=str(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+    run(num_rounds=1, run_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

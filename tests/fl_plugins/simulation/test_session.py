@@ -44,6 +44,11 @@ def fake_control(steps, *, log="", refuse=None):
             Control.sent = (bundle, run_config, simulation)
             return 5
 
+        stopped = None
+
+        def stop_run(self, run_id):
+            Control.stopped = run_id
+
         def run_status(self, run_id):
             assert run_id == 5
             step = left.pop(0)
@@ -137,6 +142,17 @@ def test_a_superlink_that_dies_ends_the_wait(run):
     superlink = FakeSuperLink()
     with pytest.raises(RunFailedError, match="ended with status 1"):
         run([step(lambda: setattr(superlink, "dead", True), RUNNING)], superlink=superlink)
+
+
+def test_a_run_that_is_no_longer_followed_is_stopped(run):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([RUNNING, interrupt])
+    assert run.control.stopped == 5
+    run([COMPLETED])
+    assert run.control.stopped is None
 
 
 def test_a_superlink_that_is_busy_is_asked_again(run):
