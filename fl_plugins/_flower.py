@@ -118,7 +118,7 @@ def run_client_app_process(check_bundle: Callable[[bytes], None] | None) -> None
     What it raises becomes the error reply, and nothing of the bundle has been written or imported. With
     ``None``, any bundle may start.
     """
-    from flwr.supernode.cli.flwr_clientapp import flwr_clientapp
+    from flwr.supernode.cli import flwr_clientapp
 
     os.environ.pop(BUNDLE_CHECKED, None)
     if check_bundle is not None:

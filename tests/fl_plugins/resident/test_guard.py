@@ -1,7 +1,6 @@
 """Only app bundles that the node's operator has listed are unpacked and started."""
 
 import hashlib
-import importlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,8 +96,8 @@ def test_a_process_without_a_list_does_not_say_that_it_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: bool
 ) -> None:
     served = []
-    module = importlib.import_module("flwr.supernode.cli.flwr_clientapp")  # the package has its function so
-    monkeypatch.setattr(module, "flwr_clientapp", lambda: served.append(os.environ.get(BUNDLE_CHECKED)))
+    main = "flwr.supernode.cli.flwr_clientapp"
+    monkeypatch.setattr(main, lambda: served.append(os.environ.get(BUNDLE_CHECKED)))
     from flwr.supernode.runtime import run_clientapp
 
     for name in ("install_from_fab", "get_project_dir"):  # both are put back afterwards
