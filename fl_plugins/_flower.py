@@ -37,6 +37,8 @@ from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
+from .errors import PolicyError
+
 _BUNDLE_LOCK = threading.Lock()
 
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
@@ -109,26 +111,51 @@ def server_identity(*, run_id: int = 1, task_id: int = 1, node_id: int = 1) -> I
 
 
 BUNDLE_CHECKED = "FL_PLUGINS_BUNDLE_CHECKED"
-"""Environment variable with the pid of a ClientApp process whose bundle has been looked at."""
+"""Environment variable with the pid of a ClientApp process that starts listed bundles only."""
 
 
-def run_client_app_process(check_bundle: Callable[[bytes], None]) -> None:
+def run_client_app_process(check_bundle: Callable[[bytes], None] | None) -> None:
     """Run ``flwr-clientapp`` in this process, with ``check_bundle`` before a bundle is unpacked.
 
-    What it raises becomes the error reply, and nothing of the bundle has been written or imported.
+    What it raises becomes the error reply, and nothing of the bundle has been written or imported. With
+    ``None``, any bundle may start.
     """
     from flwr.supernode.cli import flwr_clientapp
 
-    runner: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
-    install = runner.install_from_fab
+    os.environ.pop(BUNDLE_CHECKED, None)
+    if check_bundle is not None:
+        start_checked_bundles_only(
+            importlib.import_module("flwr.supernode.runtime.run_clientapp"), check_bundle
+        )
+        os.environ[BUNDLE_CHECKED] = str(os.getpid())
+    flwr_clientapp()
+
+
+def start_checked_bundles_only(runner: Any, check_bundle: Callable[[bytes], None]) -> None:
+    """Let Flower's runner module install what passes ``check_bundle``, and start nothing else.
+
+    The runner starts the app in the folder that the *message* names by id, version and hash, which need not
+    be those of the content that came with it: any bundle that was ever unpacked here could be meant. So the
+    folder must be the one that the checked content was installed into.
+    """
+    install, locate = runner.install_from_fab, runner.get_project_dir
+    installed: list[Any] = []
 
     def checked(content: bytes, *args: Any, **kwargs: Any) -> Any:
         check_bundle(content)
-        return install(content, *args, **kwargs)
+        installed.append(install(content, *args, **kwargs))
+        return installed[-1]
 
-    runner.install_from_fab = checked
-    os.environ[BUNDLE_CHECKED] = str(os.getpid())
-    flwr_clientapp()
+    def located(*args: Any, **kwargs: Any) -> Any:
+        folder = locate(*args, **kwargs)
+        if [folder] != installed[-1:]:
+            raise PolicyError(
+                f"policy: the message names the app {folder.name}, but what was checked is another bundle; "
+                "nothing was started."
+            )
+        return folder
+
+    runner.install_from_fab, runner.get_project_dir = checked, located
 
 
 def deliver_now(nodes: Iterable[int]) -> None:

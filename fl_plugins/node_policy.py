@@ -18,7 +18,8 @@ A policy is a TOML file on the node's own disk, named in the node's own config (
     unit = "client"
     min_noise_multiplier = 1.0
 
-In a demand, ``name = value`` wants that very value among what is announced, ``min_name`` and ``max_name`` a
+A task, layer or promise of another distribution is named ``owner:name``, as in a spec; the bare name is never
+met by it. In a demand, ``name = value`` wants that very value among what is announced, ``min_name`` and ``max_name`` a
 number that is no smaller, or no larger; a parameter that is not announced does not meet any demand.
 """
 
@@ -39,6 +40,9 @@ from .spec import Spec, parse
 
 POLICY = "policy"
 """Key of the node's own config: the path of its policy file."""
+
+_OWN = "fl-plugins"
+"""Our distribution, whose plugins have no need of an owner in a policy."""
 
 Demand = Mapping[str, bool | int | float | str]
 
@@ -126,10 +130,10 @@ class NodePolicy:
         PolicyError
             With what is missing; nothing has been read or trained then.
         """
-        name = parse(task).name
-        if self.tasks and name not in self.tasks:
+        spec = parse(task)
+        if self.tasks and not any(_names(wanted, spec) for wanted in self.tasks):
             raise PolicyError(
-                f"{self._owner}: task {name!r} is not allowed on this node; it runs {', '.join(self.tasks)}."
+                f"{self._owner}: task {_full_name(spec)!r} is not allowed on this node; it runs {', '.join(self.tasks)}."
             )
         cohort = config.get(wire.COHORT_SIZE, 0)
         if self.min_cohort > 1 and not (isinstance(cohort, int) and cohort >= self.min_cohort):
@@ -143,7 +147,7 @@ class NodePolicy:
         ):
             announced = announcement(config, key)
             for wanted, demand in demands.items():
-                self._require(kind, wanted, demand, [spec for spec in announced if spec.name == wanted])
+                self._require(kind, wanted, demand, [spec for spec in announced if _names(wanted, spec)])
 
     def own_task(self, task: str) -> str:
         """Return the task's spec with this node's ``dataset`` as its ``path``.
@@ -186,16 +190,15 @@ class NodePolicy:
             return
         path = self.state or self.path.with_suffix(".state.json")
         try:
-            with open(path, "a+", encoding="utf-8") as file:
+            with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
                 text = file.read()
                 served = int(json.loads(text)["rounds"]) if text else 0
                 if served < self.max_rounds:
+                    # Over the old count, which is cut only then: the file is never empty, which would mean 0.
                     file.seek(0)
+                    file.write(json.dumps({"rounds": served + 1}).encode())
                     file.truncate()
-                    json.dump({"rounds": served + 1}, file)
-                    file.flush()
                     os.fsync(file.fileno())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PolicyError(f"{self._owner}: rounds cannot be counted in {path.name}: {error}.") from None
@@ -225,6 +228,19 @@ def announcement(config: Mapping[str, Any], key: str) -> list[Spec]:
         if spec.args:
             raise PolicyError(f"{key}: {spec} has unnamed arguments; announce name=value only.")
     return specs
+
+
+def _full_name(spec: Spec) -> str:
+    """Return the name as it is written, with its owner if it has one."""
+    return spec.name if spec.owner is None else f"{spec.owner}:{spec.name}"
+
+
+def _names(wanted: str, spec: Spec) -> bool:
+    """Whether a spec is of the plugin that a policy names.
+
+    Another owner's plugin of that name is not: it is anybody's code that happens to be installed.
+    """
+    return wanted == _full_name(spec) or (wanted == spec.name and spec.owner == _OWN)
 
 
 def _unmet(demand: Demand, announced: Mapping[str, object]) -> list[str]:

@@ -6,7 +6,7 @@ and last on the way out. What it cannot or may not do is answered with an error:
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
@@ -19,6 +19,7 @@ from .._flower import BUNDLE_CHECKED, CLIENT_APP_ERROR
 from ..errors import ContractError, FLPluginsError, PolicyError
 from ..node_policy import POLICY, NodePolicy, announcement
 from ..registry import Kind, load_modules
+from ..resident.guard import allowed_bundles
 from ..spec import build
 from .config import RunConfig
 
@@ -47,11 +48,8 @@ def _around(message: Message, context: Context, app: ClientAppCallable) -> Clien
     names = announcement(config, wire.LAYERS)
     policy = node_policy(context.node_config)
     run = RunConfig.from_run_config(context.run_config)
-    if policy is not None and policy.fab_hashes and os.environ.get(BUNDLE_CHECKED) != str(os.getpid()):
-        raise PolicyError(
-            "policy: fab_hashes are only enforced in a node that fl-plugins-supernode has started with "
-            "FL_PLUGINS_POLICY; start it so, or take them out of the policy."
-        )
+    if policy is not None and policy.fab_hashes:
+        _check_that_bundles_are_checked(policy.fab_hashes)
     if policy is not None and kind != MessageType.QUERY:
         policy.check(config, task=run.task)
         if kind == MessageType.TRAIN and wire.STAGE not in config:
@@ -65,6 +63,16 @@ def _around(message: Message, context: Context, app: ClientAppCallable) -> Clien
             raise ContractError(f"{spec}: made a {type(mod).__name__}, but a Flower mod is needed.")
         app = partial(_call, mod, call_next=app)
     return app
+
+
+def _check_that_bundles_are_checked(demanded: Sequence[str]) -> None:
+    """Refuse if this process may have been started from a bundle that the policy does not list."""
+    checked = os.environ.get(BUNDLE_CHECKED) == str(os.getpid())
+    if not checked or not set(allowed_bundles()) <= set(demanded):
+        raise PolicyError(
+            "policy: fab_hashes are only enforced in a node that fl-plugins-supernode has started with "
+            "FL_PLUGINS_POLICY, the path of this very policy; start it so, or take them out of the policy."
+        )
 
 
 def _not_for_the_app(_: Message, __: Context) -> Message:

@@ -155,6 +155,7 @@ _POLICY = """# What this node demands of a run. It is in force once settings.env
 # tasks = ["heart_disease"]    # the only tasks that this node trains
 # min_cohort = 3               # refuse an exchange that fewer clients take part in
 # max_rounds = 200             # training messages that this node answers, over all runs
+# state = "state/policy.json"  # where it counts them: as a service it can write in state/ only
 # dataset = "data/heart_disease"  # where the task finds this node's data, relative to this file
 # fab_hashes = ["<sha256>"]    # the only app bundles that may start here: sha256sum of a built .fab file
 

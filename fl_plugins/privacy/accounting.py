@@ -131,7 +131,7 @@ class Accountant:
             If the release is for another unit or adjacency.
         """
         check_int("accountant", "count", count, minimum=1)
-        self._check_relation(release)
+        self.check_relation(release)
         rdp, truncated, mu_squared, pure = self._after(release, count)
         self._rdp, self._truncated, self._mu_squared, self._pure = rdp, truncated, mu_squared, pure
         self._counts[release] = self._counts.get(release, 0) + count
@@ -163,7 +163,7 @@ class Accountant:
         ContractError
             If the release is for another unit or adjacency.
         """
-        self._check_relation(release)
+        self.check_relation(release)
         counts = {**self._counts, release: self._counts.get(release, 0) + 1}
         cheap = _cheap(*self._after(release, 1), budget.delta, counts)
         if min(cheap.values()) <= budget.epsilon:
@@ -214,8 +214,14 @@ class Accountant:
         assert total is not None, "somebody was composed"
         return float(total.get_epsilon_for_delta(delta))
 
-    def _check_relation(self, release: Release) -> None:
-        """Refuse a release for another unit or adjacency."""
+    def check_relation(self, release: Release) -> None:
+        """Refuse a release for another unit or adjacency.
+
+        Raises
+        ------
+        ContractError
+            If it is for one.
+        """
         if release.relation != self.relation:
             raise ContractError(
                 f"accountant: a release for {release.relation} cannot be composed with those for "

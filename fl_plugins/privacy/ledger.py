@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from fl_plugins.checks import check_int
 from fl_plugins.errors import ConfigError, DataError
 
 from .accounting import Accountant, Budget, Report
@@ -98,13 +99,18 @@ class Ledger:
 
         Raises
         ------
-        ConfigError
-            If the run was not begun.
+        ConfigError, ConfigTypeError
+            If the run was not begun, or a number is not a whole one that can be charged.
+        ContractError
+            If the release is for another unit or adjacency.
         OSError
-            If the disk refuses; do not send anything then.
+            If the disk refuses; do not send anything then. The ledger is closed.
         """
         if run not in self._runs:
             raise ConfigError(f"privacy ledger {self.path}: run {run!r} was not begun; call begin() first.")
+        # Before a byte is written: what cannot be charged cannot be read again either.
+        check_int("privacy ledger", "count", count, minimum=1)
+        self._accountant.check_relation(release)
         if release not in self._definitions:
             self._append({"line": "release", "release": release.to_json()})
         definition = self._definitions[release]
@@ -191,10 +197,14 @@ class Ledger:
         line = {"seq": self._seq, "previous": self._previous, **fields}
         line["hash"] = hashlib.sha256(_canonical(line)).hexdigest()
         raw = _canonical(line) + b"\n"
-        written = self._file.write(raw)
-        if written != len(raw):
-            raise OSError(f"privacy ledger {self.path}: only {written} of {len(raw)} bytes were written")
-        os.fsync(self._file.fileno())
+        try:
+            written = self._file.write(raw)
+            if written != len(raw):
+                raise OSError(f"privacy ledger {self.path}: only {written} of {len(raw)} bytes were written")
+            os.fsync(self._file.fileno())
+        except OSError:
+            self.close()  # what is on disk now is unknown: a further line might not follow it
+            raise
         self._apply(line)
         return int(line["seq"])
 

@@ -33,6 +33,7 @@ from .keys import (
     new_secret,
     own_key,
     pair_key,
+    point_of,
     public_key,
     signature_holds,
 )
@@ -244,14 +245,14 @@ class ClientSession:
         """Check U1: complete, everyone once, every key once, my own as I sent it, everybody in the roster."""
         nodes = [advert.node for advert in adverts]
         self._policy.check_topology(self.parameters, request.topology, len(nodes))
-        keys = [key for advert in adverts for key in (advert.packet_key, advert.mask_key)]
+        keys = [point_of(key) for advert in adverts for key in (advert.packet_key, advert.mask_key)]
         if nodes != sorted(set(nodes)) or 0 in nodes:
             raise AdvertError("secagg: the adverts are not those of distinct nodes in ascending order.")
         if len(set(keys)) != len(keys):
             twice = {key for key in keys if keys.count(key) > 1}
             raise AdvertError(
                 "secagg: a public key was advertised twice, by the nodes named as suspects.",
-                suspects=[a.node for a in adverts if twice & {a.packet_key, a.mask_key}],
+                suspects=[a.node for a in adverts if twice & {point_of(a.packet_key), point_of(a.mask_key)}],
             )
         if request.adverts.count(self._memory.advert) != 1 or self.node not in nodes:
             raise AdvertError(f"secagg: node {self.node}'s own advert is not in the list as it was sent.")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -42,6 +42,11 @@ def new_secret() -> bytes:
 def public_key(secret: bytes) -> bytes:
     """Return the X25519 public key of a 32-byte secret."""
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def point_of(public: bytes) -> int:
+    """Return the number that an X25519 public key stands for: some have several spellings (RFC 7748, 5)."""
+    return (int.from_bytes(public, "little") & ((1 << 255) - 1)) % (2**255 - 19)
 
 
 def agree(secret: bytes, publics: Mapping[int, bytes]) -> dict[int, bytes]:
@@ -123,7 +128,7 @@ class Identity:
         """
         try:
             key = load_pem_private_key(data, password=None)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError("secagg: the identity file holds no unencrypted Ed25519 private key in PEM.")
@@ -149,7 +154,7 @@ def public_identity_from_pem(data: bytes) -> bytes:
     """
     try:
         key = load_pem_public_key(data)
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError("secagg: a roster entry is no Ed25519 public key in PEM.")

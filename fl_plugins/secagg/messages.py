@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from ..errors import SignatureError
+from ..errors import MessageFormatError, SignatureError
 from .codec import Reader, Writer
 from .graph import Topology
 from .keys import KEY_BYTES, SIGNATURE_BYTES, Identity, signature_holds, tagged_hash
@@ -78,7 +78,9 @@ class Advert:
         reader = Reader(data, "an advert")
         node = reader.number(8)
         keys = [reader.fixed(KEY_BYTES) for _ in range(3)]
-        signed = reader.number(1) == 1
+        signed = reader.number(1)
+        if signed > 1:
+            raise MessageFormatError(f"secagg: an advert says {signed} where 0 or 1 is meant; it is damaged.")
         advert = cls(
             node=node,
             packet_key=keys[0],
@@ -238,4 +240,6 @@ class UnmaskReply:
         seeds = unpack_by_node(reader.sized(), SHARE_BYTES, "an unmask reply")
         keys = unpack_by_node(reader.sized(), SHARE_BYTES, "an unmask reply")
         reader.done()
+        if len(dict(seeds)) != len(seeds) or len(dict(keys)) != len(keys):
+            raise MessageFormatError("secagg: an unmask reply has two shares of one owner; it is damaged.")
         return cls(seed_shares=dict(seeds), key_shares=dict(keys))

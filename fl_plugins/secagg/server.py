@@ -32,7 +32,7 @@ from ..errors import (
 )
 from .codec import Writer
 from .graph import Topology, count_of, neighbors, stays_connected
-from .keys import signature_holds
+from .keys import point_of, signature_holds
 from .messages import (
     Advert,
     MaskRequest,
@@ -110,7 +110,7 @@ class ServerSession:
         self._asked: tuple[int, ...] = asked
         self._answers: dict[int, Any] = {}
         self._adverts: dict[int, Advert] = {}
-        self._keys_in_use: set[bytes] = set()
+        self._keys_in_use: set[int] = set()
         self._graph: dict[int, tuple[int, ...]] = {}
         self._topology = Topology(degree=0, threshold=0)
         self._transcript = b""
@@ -203,7 +203,7 @@ class ServerSession:
         if self._roster is not None and self.parameters.tier is Tier.MALICIOUS:
             check_identities([advert], self._roster, self.parameters.context)
         # One key in two adverts, and every client refuses the list: the first who sent it stays.
-        keys = {advert.packet_key, advert.mask_key}
+        keys = {point_of(advert.packet_key), point_of(advert.mask_key)}
         if keys & self._keys_in_use or len(keys) < 2:
             raise AdvertError(f"secagg: node {node} advertised a key that is in use.", suspects=[node])
         self._keys_in_use |= keys

@@ -113,7 +113,8 @@ def recover(
     secret = combine(shares, threshold)
     if secret is not None and is_right(secret):
         return secret, ()
-    for polynomial in _candidates(shares, threshold):
+    for candidate in _candidates(shares, threshold):
+        polynomial = candidate or [0]  # without coefficients it is zero everywhere
         if polynomial[0] < 1 << 256 and is_right(polynomial[0].to_bytes(SECRET_BYTES, "big")):
             holders = list(shares)
             expected = evaluate(polynomial, holders)

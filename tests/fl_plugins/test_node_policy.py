@@ -1,5 +1,6 @@
 """What a node's operator demands holds, whatever the server says."""
 
+import json
 import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
@@ -172,3 +173,46 @@ def test_an_announcement_is_read_in_its_order() -> None:
     assert [spec.name for spec in specs] == ["b", "a"]
     with pytest.raises(FLPluginsError):
         announcement({wire.LAYERS: [3]}, wire.LAYERS)
+
+
+def test_another_owners_plugin_of_an_allowed_name_is_not_the_one_that_was_meant(tmp_path: Path) -> None:
+    guarded = policy(tmp_path, DEMANDING)
+    guarded.check(asked(LAYERS=[f"fl-plugins:{LAYER}"]), task="fl-plugins:digits")
+    with pytest.raises(PolicyError, match="task 'stranger:digits' is not allowed"):
+        guarded.check(asked(), task="stranger:digits")
+    with pytest.raises(PolicyError, match="demands the layer secure_aggregation"):
+        guarded.check(asked(LAYERS=[f"stranger:{LAYER}"]), task="digits")
+    trusting = policy(tmp_path, 'tasks = ["stranger:digits"]')
+    trusting.check({}, task="stranger:digits")
+    with pytest.raises(PolicyError):
+        trusting.check({}, task="digits")
+
+
+def test_a_node_that_is_killed_while_it_counts_does_not_begin_at_zero_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it has written by then: the power may fail before any of its system calls."""
+    guarded = policy(tmp_path, "max_rounds = 10")
+    for _ in range(9):
+        guarded.count_round()
+    state = tmp_path / "policy.state.json"
+    seen = []
+    for name in ("fsync", "ftruncate"):
+        monkeypatch.setattr(f"os.{name}", lambda *_: seen.append(state.read_bytes()))
+    real = json.dumps
+
+    def noted(value: Any) -> str:
+        seen.append(state.read_bytes())
+        return real(value)
+
+    monkeypatch.setattr("fl_plugins.node_policy.json.dumps", noted)
+    guarded.count_round()
+    assert len(seen) >= 2
+    assert {json.loads(text)["rounds"] for text in seen} <= {9, 10}
+
+
+def test_a_count_that_its_operator_has_written_by_hand_is_read(tmp_path: Path) -> None:
+    (tmp_path / "policy.state.json").write_text('{\n    "rounds": 1\n}\n')
+    policy(tmp_path, "max_rounds = 2").count_round()
+    with pytest.raises(PolicyError, match="answered 2 training messages"):
+        policy(tmp_path, "max_rounds = 2").count_round()

@@ -90,3 +90,8 @@ def test_a_file_that_is_no_public_key_is_refused(tmp_path):
     (tmp_path / "k.pub").write_text("ssh-rsa nonsense")
     with pytest.raises(ConfigError, match="holds no OpenSSH public key"):
         public_key_for_flower(tmp_path / "k.pub")
+
+
+def test_the_authority_makes_no_further_authorities():
+    constraints = AUTHORITY.certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    assert (constraints.critical, constraints.value.ca, constraints.value.path_length) == (True, True, 0)

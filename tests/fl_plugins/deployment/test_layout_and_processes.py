@@ -13,11 +13,13 @@ from clients.tasks.heart_disease import HOSPITALS as TASKS_HOSPITALS
 from fl_plugins.cli import main
 from fl_plugins.deployment import processes
 from fl_plugins.deployment.create import create
+from fl_plugins.deployment.files import write_new
 from fl_plugins.deployment.hospitals import HOSPITALS
 from fl_plugins.deployment.layout import Layout, Role, Settings
 from fl_plugins.deployment.pids import moment_of, read_pid, write_pid
 from fl_plugins.deployment.ports import free_ports
 from fl_plugins.errors import ConfigError, RunFailedError
+from fl_plugins.node_policy import NodePolicy
 
 
 @pytest.fixture
@@ -152,3 +154,63 @@ def test_a_pid_file_that_does_not_read_is_none(tmp_path):
 
 def test_hospitals_are_dealt_as_the_task_numbers_them():
     assert HOSPITALS == TASKS_HOSPITALS
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o755])
+def test_a_file_has_its_mode_whatever_the_umask_and_is_never_open_to_others_before(
+    tmp_path, monkeypatch, mode
+):
+    first = []
+    fchmod = os.fchmod
+
+    def noted(descriptor, wanted):
+        first.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        fchmod(descriptor, wanted)
+
+    monkeypatch.setattr(os, "fchmod", noted)
+    for umask in (0, 0o077):
+        before = os.umask(umask)
+        try:
+            write_new(tmp_path / f"{umask}", b"secret", mode=mode)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE((tmp_path / f"{umask}").stat().st_mode) == mode
+    assert first == [0o600, 0o600]
+
+
+def test_a_file_is_never_written_over_another_nor_through_a_link(tmp_path):
+    there = tmp_path / "there"
+    there.write_text("in use")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            write_new(tmp_path / name, b"new")
+    assert there.read_text() == "in use"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_a_role_writes_is_for_its_owner_only(layout):
+    """The SuperLink's database has every node's messages in it."""
+    script = layout.server.start_script.read_text().replace(
+        "exec flower-superlink", "touch written; exec true"
+    )
+    layout.server.start_script.write_text(script)
+    before = os.umask(0)
+    try:
+        subprocess.run([layout.server.start_script], check=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((layout.server.state / "written").stat().st_mode) == 0o600
+    assert stat.S_IMODE((layout.server.state / "flwr").stat().st_mode) == 0o700
+
+
+def test_the_policy_that_a_node_is_given_counts_rounds_where_its_service_may_write(layout):
+    node = layout.node(0).folder
+    text = (node / "policy.toml").read_text()
+    uncommented = [line[2:] for line in text.splitlines() if line.startswith(("# max_rounds", "# state"))]
+    (node / "policy.toml").write_text("\n".join(uncommented))
+    NodePolicy.load(node / "policy.toml").count_round()
+    assert json.loads((node / "state" / "policy.json").read_text()) == {"rounds": 1}
+    unit = (node / "fl-plugins-supernode.service").read_text()
+    assert "ProtectSystem=strict" in unit
+    assert "ReadWritePaths=/opt/fl-plugins/node/state\n" in unit

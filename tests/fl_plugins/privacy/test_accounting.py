@@ -5,6 +5,7 @@ import math
 import mpmath
 import numpy as np
 import pytest
+from scipy import stats
 
 from fl_plugins.errors import ConfigError, ContractError
 from fl_plugins.privacy import (
@@ -155,3 +156,22 @@ def test_releases_survive_json():
         release(1, FixedSize(size=1, population=9), REPLACE),
     ):
         assert Release.from_json(one.to_json()) == one
+
+
+@pytest.mark.parametrize(("cap", "delta", "rounds"), [(150, 1e-5, 20), (140, 1e-3, 3)])
+def test_the_rdp_of_truncated_sampling_pays_for_every_cut_round_in_both_directions(cap, delta, rounds):
+    """ε is the smallest with δ(RDP without cuts) + e^ε · P(the unit is in a cut cohort) <= δ."""
+    q, n = 0.01, 10_000
+    accountant = Accountant(ADD)
+    accountant.compose(release(1.0, Poisson(rate=q, population=n, max_cohort=cap)), rounds)
+    found = accountant.report(delta, pld=False).by_method[Method.RDP]
+    cut = rounds * q * stats.binom.sf(cap - 1, n - 1, q)
+    rdp = rounds * d.rdp(release(1.0, untruncated(q)))
+
+    def enough(epsilon):
+        left = delta - math.exp(epsilon) * cut
+        return left > 0 and d.epsilon_from_rdp(d.ORDERS, rdp, left) <= epsilon
+
+    assert cut > 1e-3 * delta  # else the cut costs nothing
+    assert enough(found * (1 + 1e-9))
+    assert not enough(found * (1 - 1e-6))

@@ -1,5 +1,6 @@
 """The ledger never under-counts."""
 
+import os
 import random
 import signal
 import subprocess
@@ -8,11 +9,12 @@ import time
 
 import pytest
 
-from fl_plugins.errors import ConfigError, DataError
+from fl_plugins.errors import ConfigError, DataError, FLPluginsError
 from fl_plugins.privacy import Budget, Everyone, Gaussian, NeighborRelation, Release
 from fl_plugins.privacy.ledger import Ledger
 
 ADD = NeighborRelation.of(unit="client", adjacency="add_remove")
+RECORD = NeighborRelation.of(unit="record", adjacency="add_remove")
 ONE = Release(mechanism=Gaussian(noise_multiplier=2.0), sampling=Everyone(), relation=ADD)
 
 WRITER = """
@@ -112,3 +114,52 @@ def test_a_process_killed_at_any_point_has_not_sent_more_than_was_charged(tmp_pa
             process.send_signal(signal.SIGKILL)
             sent += 1 + len(process.stdout.read().splitlines())
         assert sent <= count(path) <= sent + 2 * kill  # a kill leaves at most one unsent and one torn line
+
+
+@pytest.mark.parametrize(
+    ("release", "times"),
+    [
+        (ONE, 0),
+        (ONE, -1),
+        (ONE, 1.5),
+        (Release(mechanism=ONE.mechanism, sampling=ONE.sampling, relation=RECORD), 1),
+    ],
+)
+def test_what_cannot_be_charged_is_refused_before_it_is_written(tmp_path, release, times):
+    path = filled(tmp_path / "ledger")
+    before = path.read_bytes()
+    with open_ledger(path) as ledger, pytest.raises(FLPluginsError):
+        ledger.reserve(release, run="r", number=3, count=times)
+    assert path.read_bytes() == before
+    assert count(path) == 3
+
+
+def test_after_the_disk_has_refused_the_ledger_is_closed_and_can_be_opened_again(tmp_path, monkeypatch):
+    path = filled(tmp_path / "ledger")
+
+    def refuse(_):
+        raise OSError(28, "No space left on device")
+
+    with open_ledger(path) as ledger:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refuse)
+            with pytest.raises(OSError, match="No space"):
+                ledger.reserve(ONE, run="r", number=3)
+        with pytest.raises(ValueError, match="closed file"):
+            ledger.reserve(ONE, run="r", number=3)
+    assert count(path) == 4  # the line may have reached the disk: it counts
+
+
+def test_a_line_is_on_the_disk_before_the_reservation_is_returned(tmp_path, monkeypatch):
+    sizes = []
+    fsync = os.fsync
+
+    def noted(descriptor):
+        sizes.append(os.fstat(descriptor).st_size)
+        fsync(descriptor)
+
+    path = filled(tmp_path / "ledger")
+    with open_ledger(path) as ledger:
+        monkeypatch.setattr(os, "fsync", noted)
+        ledger.reserve(ONE, run="r", number=3)
+        assert sizes == [path.stat().st_size]

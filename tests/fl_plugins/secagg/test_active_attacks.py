@@ -12,6 +12,7 @@ import pytest
 
 from fl_plugins.errors import (
     AdvertError,
+    MessageFormatError,
     PacketError,
     PolicyViolationError,
     SecureAggregationError,
@@ -426,3 +427,30 @@ def test_a_malicious_tier_session_restored_without_its_identity_confirms_nothing
     session = ClientSession.from_bytes(federation.saved[VICTIM], policy=federation.policy)
     with pytest.raises(PolicyViolationError, match="without its identity"):
         session.answer(Stage.CONFIRM, federation.server.requests()[VICTIM])
+
+
+@pytest.mark.parametrize("spelling", [lambda key: key[:-1] + bytes([key[-1] | 0x80])])
+def test_a_key_in_another_spelling_is_the_same_key(spelling: Callable[[bytes], bytes]) -> None:
+    """X25519 ignores the highest bit: whoever sets it in another node's key has not made a key."""
+    federation = until(_federation(Tier.HONEST_BUT_CURIOUS), Stage.SHARE)
+
+    def copy(adverts: list[Advert]) -> list[Advert]:
+        return [adverts[0], replace(adverts[1], mask_key=spelling(adverts[0].mask_key)), *adverts[2:]]
+
+    request = _with_adverts(_share_request(federation), copy)
+    error = _refused(federation, Stage.SHARE, request, AdvertError, "advertised twice")
+    assert error.suspects == (1, 2)
+
+
+def test_an_advert_has_one_encoding_and_a_reply_one_share_of_an_owner() -> None:
+    federation = until(_federation(Tier.HONEST_BUT_CURIOUS), Stage.SHARE)
+    advert = _share_request(federation).adverts[0]
+    assert advert[-1] == 0
+    with pytest.raises(MessageFormatError, match="0 or 1 is meant"):
+        Advert.from_bytes(advert[:-1] + b"\2")
+    share = (1).to_bytes(8, "big") + bytes(33)
+    twice = (2).to_bytes(4, "big") + 2 * share
+    none = bytes(4)
+    for body in (Writer().sized(twice).sized(none).done(), Writer().sized(none).sized(twice).done()):
+        with pytest.raises(MessageFormatError, match="two shares of one owner"):
+            UnmaskReply.from_bytes(body)

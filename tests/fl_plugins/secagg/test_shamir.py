@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_plugins.errors import MessageFormatError
-from fl_plugins.secagg.shamir import PRIME, combine, evaluate, recover, split, weights
+from fl_plugins.secagg.shamir import (
+    PRIME,
+    SECRET_BYTES,
+    SHARE_BYTES,
+    combine,
+    evaluate,
+    recover,
+    split,
+    weights,
+)
 
 SECRET = bytes(range(32))
 
@@ -119,6 +128,13 @@ def test_shares_of_a_value_that_is_no_secret_give_nothing() -> None:
     shares = dict(zip((1, 2, 3), evaluate([2**256 + 5, 1], [1, 2, 3]), strict=True))
     assert combine(shares, 2) is None
     assert recover(shares, 2, lambda _: True) == (None, ())
+
+
+@pytest.mark.parametrize("holders", [2, 3, 4])
+def test_an_owner_who_gives_everybody_zero_is_found_out_like_any_other(holders: int) -> None:
+    shares = dict.fromkeys(range(1, holders + 1), bytes(SHARE_BYTES))
+    assert recover(shares, 2, SECRET.__eq__) == (None, ())
+    assert recover(shares, 2, bytes(SECRET_BYTES).__eq__) == (bytes(SECRET_BYTES), ())
 
 
 def test_too_few_shares_and_impossible_holders_are_refused() -> None:
