@@ -191,7 +191,9 @@ def test_a_file_is_never_written_over_another_nor_through_a_link(tmp_path):
 
 def test_what_a_role_writes_is_for_its_owner_only(layout):
     """The SuperLink's database has every node's messages in it."""
-    script = layout.server.start_script.read_text().replace("exec flower-superlink", "touch written; exec true")
+    script = layout.server.start_script.read_text().replace(
+        "exec flower-superlink", "touch written; exec true"
+    )
     layout.server.start_script.write_text(script)
     before = os.umask(0)
     try:

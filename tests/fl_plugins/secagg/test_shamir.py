@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_plugins.errors import MessageFormatError
-from fl_plugins.secagg.shamir import PRIME, SECRET_BYTES, SHARE_BYTES, combine, evaluate, recover, split, weights
+from fl_plugins.secagg.shamir import (
+    PRIME,
+    SECRET_BYTES,
+    SHARE_BYTES,
+    combine,
+    evaluate,
+    recover,
+    split,
+    weights,
+)
 
 SECRET = bytes(range(32))
 
