@@ -19,8 +19,8 @@ A policy is a TOML file on the node's own disk, named in the node's own config (
     min_noise_multiplier = 1.0
 
 A task, layer or promise of another distribution is named ``owner:name``, as in a spec; the bare name is never
-met by it. In a demand, ``name = value`` wants that very value among what is announced, ``min_name`` and ``max_name`` a
-number that is no smaller, or no larger; a parameter that is not announced does not meet any demand.
+met by it. In a demand, ``name = value`` wants that very value among what is announced, ``min_name`` and
+``max_name`` a number that is no smaller, or no larger; a parameter that is not announced does not meet any demand.
 """
 
 import fcntl
@@ -133,7 +133,8 @@ class NodePolicy:
         spec = parse(task)
         if self.tasks and not any(_names(wanted, spec) for wanted in self.tasks):
             raise PolicyError(
-                f"{self._owner}: task {_full_name(spec)!r} is not allowed on this node; it runs {', '.join(self.tasks)}."
+                f"{self._owner}: task {_full_name(spec)!r} is not allowed on this node; it runs "
+                f"{', '.join(self.tasks)}."
             )
         cohort = config.get(wire.COHORT_SIZE, 0)
         if self.min_cohort > 1 and not (isinstance(cohort, int) and cohort >= self.min_cohort):
