@@ -359,8 +359,8 @@ def build_bundle(app_dir: Path) -> bytes:
     from flwr.cli.build import build_fab_from_disk
     from flwr.cli.config_utils import load_and_validate
 
-    # What is ignored is flwr's own use of pathspec. Filters are the whole process's, and so, in CPython 3.11, is
-    # the depth that ast counts (flwr parses the app's modules): hence the lock.
+    # What is ignored is flwr's own use of pathspec. Filters are the whole process's, and so, in CPython 3.11,
+    # is the depth that ast counts (flwr parses the app's modules): hence the lock.
     with _BUNDLE_LOCK, warnings.catch_warnings():
         load_and_validate(app_dir / "pyproject.toml")
         warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)

@@ -20,7 +20,7 @@ A policy is a TOML file on the node's own disk, named in the node's own config (
 
 A task, layer or promise of another distribution is named ``owner:name``, as in a spec; the bare name is never
 met by it. In a demand, ``name = value`` wants that very value among what is announced, ``min_name`` and
-``max_name`` a number that is no smaller, or no larger; a parameter that is not announced meets no demand.
+``max_name`` a number that is no smaller, or no larger; what is not announced meets none.
 """
 
 import fcntl

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from .errors import BudgetError
-from .privacy import Accountant, Budget, Everyone, Method, NeighborRelation, Release, Report
+from .privacy import Accountant, Budget, NeighborRelation, Release, Report
 from .privacy.ledger import Ledger
 
 
@@ -57,29 +57,13 @@ class PrivacyAccount:
 
     def refusal(self, release: Release) -> str | None:
         """Return why ``release`` may not be made, or ``None``."""
-        if self.budget is None or not self._would_exceed(release, self.budget):
+        if self.budget is None or not self._accountant.would_exceed(release, self.budget):
             return None
         spent = self.report().epsilon if self.num_releases else 0.0
         return (
             f"{self.owner}: ε = {spent:.4g} is spent by {self.num_releases} releases, and another would "
             f"exceed max_epsilon={self.budget.epsilon:g} at δ = {self.delta:g} ({self.relation})"
         )
-
-    def _would_exceed(self, release: Release, budget: Budget) -> bool:
-        """Whether one more release is too much; by the exact form alone where there is one.
-
-        A numerical distribution of very little noise takes all memory, and a node's server may ask for that.
-        """
-        if not isinstance(release.sampling, Everyone):
-            return self._accountant.would_exceed(release, budget)
-        after = Accountant(self.relation)
-        for each, times in self._accountant.counts.items():
-            after.compose(each, times)
-        after.compose(release)
-        report = after.report(budget.delta, pld=False)
-        if Method.EXACT in report.by_method:
-            return report.epsilon > budget.epsilon
-        return self._accountant.would_exceed(release, budget)
 
     def reserve(self, release: Release, number: int) -> int:
         """Charge ``release`` before it is made, and return what :meth:`commit` is told.
@@ -104,9 +88,7 @@ class PrivacyAccount:
 
     def report(self) -> Report:
         """Return what is spent, by the best accounting: tenths of a second where sampling amplifies."""
-        cheap = self._accountant.report(self.delta, pld=False)
-        # An exact form is exact: a numerical distribution would cost seconds and save nothing.
-        return cheap if Method.EXACT in cheap.by_method else self._accountant.report(self.delta)
+        return self._accountant.report(self.delta)
 
     def quick_report(self) -> Report:
         """Return the same in microseconds: more than is spent, never more than the budget.

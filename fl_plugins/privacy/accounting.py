@@ -137,11 +137,15 @@ class Accountant:
         self._counts[release] = self._counts.get(release, 0) + count
 
     def report(self, delta: float, *, pld: bool = True) -> Report:
-        """Return what was spent; without ``pld`` in microseconds, but more than needed."""
+        """Return what was spent, by the smallest bound: exact where there is one, else PLD among others.
+
+        Without ``pld`` it takes microseconds, but may be more than needed.
+        """
         check_delta("accountant", delta)
         state = (self._rdp, self._truncated, self._mu_squared, self._pure)
         by_method = _cheap(*state, delta, dict(self._counts))
-        if pld and self._counts and all(map(divergences.has_pld, self._counts)):
+        numerical = pld and self._counts and Method.EXACT not in by_method
+        if numerical and all(map(divergences.has_pld, self._counts)):
             by_method[Method.PLD] = self._pld_epsilon(self._counts, delta)
         # Of equal bounds the first is named: an exact form before a numerical one.
         method = min(by_method, key=lambda each: by_method[each])
@@ -168,6 +172,8 @@ class Accountant:
         cheap = _cheap(*self._after(release, 1), budget.delta, counts)
         if min(cheap.values()) <= budget.epsilon:
             return False
+        if Method.EXACT in cheap:
+            return True  # no numerical distribution finds less, and one of very little noise takes all memory
         if not all(map(divergences.has_pld, counts)):
             return True
         return counts[release] > self._allowed(release, budget)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_plugins.checks import check_number
+from fl_plugins.errors import ConfigError
 
 from .random import NoiseSource
 
@@ -36,10 +37,22 @@ def grid_for(std: float) -> float:
 def add_gaussian(
     total: Mapping[str, NDArray[Any]], std: float, source: NoiseSource
 ) -> dict[str, NDArray[np.float64]]:
-    """Return ``total`` plus independent N(0, std²) on every value, rounded to the grid; inputs stay."""
+    """Return ``total`` plus independent N(0, std²) on every value, rounded to the grid; inputs stay.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not finite, or so large beside ``std`` that float64 would lose the noise's low bits.
+    """
     grid = grid_for(std)
+    most = grid * 2.0**52
     noised = {}
     for key, value in total.items():
+        if not np.all(np.abs(np.asarray(value, dtype=np.float64)) < most):  # NaN is not smaller either
+            raise ConfigError(
+                f"noise: {key} has a value that is not finite, or not below {most:g}, beside which noise of "
+                f"std {std:g} does not have its distribution in float64; clip what is summed."
+            )
         noise = source.normal(value.size, std=std).reshape(value.shape)
         noised[key] = np.asarray(np.rint((np.asarray(value, dtype=np.float64) + noise) / grid) * grid)
     return noised

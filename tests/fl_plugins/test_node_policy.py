@@ -1,7 +1,9 @@
 """What a node's operator demands holds, whatever the server says."""
 
+import fcntl
 import json
 import multiprocessing
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -216,3 +218,18 @@ def test_a_count_that_its_operator_has_written_by_hand_is_read(tmp_path: Path) -
     policy(tmp_path, "max_rounds = 2").count_round()
     with pytest.raises(PolicyError, match="answered 2 training messages"):
         policy(tmp_path, "max_rounds = 2").count_round()
+
+
+def test_a_node_that_counts_waits_for_the_other_process_that_does(tmp_path: Path) -> None:
+    guarded = policy(tmp_path, "max_rounds = 5")
+    guarded.count_round()
+    state = tmp_path / "policy.state.json"
+    with state.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        thread = threading.Thread(target=guarded.count_round)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()
+        other.write(b'{"rounds": 4}')
+    thread.join()
+    assert json.loads(state.read_text()) == {"rounds": 5}

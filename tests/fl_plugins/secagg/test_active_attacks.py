@@ -454,3 +454,12 @@ def test_an_advert_has_one_encoding_and_a_reply_one_share_of_an_owner() -> None:
     for body in (Writer().sized(twice).sized(none).done(), Writer().sized(none).sized(twice).done()):
         with pytest.raises(MessageFormatError, match="two shares of one owner"):
             UnmaskReply.from_bytes(body)
+
+
+def test_a_session_that_is_closed_leaves_no_update_in_its_memory() -> None:
+    session = until(_federation(), Stage.SHARE).restore(VICTIM)
+    vector = session._memory.vector
+    assert vector is not None
+    assert vector.any()
+    session.close()
+    assert not vector.any()
