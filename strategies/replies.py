@@ -101,7 +101,10 @@ def _combine(
     *,
     least_reports: int = 1,
 ) -> Metrics:
-    """Combine metric by metric, over the replies whose value has the shape that most of them give it."""
+    """Combine metric by metric, over the replies whose value has the shape that most of them give it.
+
+    A privacy loss is not combined by ``combine``: the largest counts, whoever reports it.
+    """
     combined: Metrics = {}
     for key in dict.fromkeys(key for reply in replies for key in reply.metrics):
         shapes = Counter(np.shape(reply.metrics[key]) for reply in replies if key in reply.metrics)
@@ -111,10 +114,17 @@ def _combine(
             for reply, weight in zip(replies, weights, strict=True)
             if key in reply.metrics and np.shape(reply.metrics[key]) == shape
         ]
-        if len(reports) >= least_reports:
+        largest = _is_privacy_loss(key)
+        if largest or len(reports) >= least_reports:
             values = np.array([value for value, _ in reports], dtype=np.float64)
-            combined[key] = combine(values, np.array([weight for _, weight in reports])).tolist()
+            share = np.array([weight for _, weight in reports])
+            combined[key] = (values.max(axis=0) if largest else combine(values, share)).tolist()
     return combined
+
+
+def _is_privacy_loss(key: str) -> bool:
+    """Return whether a metric bounds what a client loses: only its maximum holds for all of them."""
+    return key == "delta" or key.startswith("epsilon")
 
 
 def failed(reason: str | None) -> FailedReplyError:

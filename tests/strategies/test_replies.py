@@ -156,3 +156,14 @@ def test_one_liar_neither_removes_a_metric_by_its_shape_nor_adds_one() -> None:
 
 def test_a_number_is_preferred_to_a_list_when_as_many_report_either() -> None:
     assert median_metrics([_with_metrics(h=[1.0]), _with_metrics(h=2.0)]) == {"h": 2.0}
+
+
+def test_of_privacy_losses_the_largest_counts_however_few_report_it() -> None:
+    replies = [_with_metrics(epsilon_record_zero_out=e, delta=1e-5, loss=e) for e in (1.0, 2.0)]
+    assert mean_metrics(replies, [9.0, 1.0]) == {
+        "epsilon_record_zero_out": 2.0,
+        "delta": 1e-5,
+        "loss": pytest.approx(1.1),
+    }
+    few = [_with_metrics(loss=1.0), _with_metrics(loss=1.0), _with_metrics(loss=1.0, epsilon_client=8.0)]
+    assert median_metrics(few) == {"loss": 1.0, "epsilon_client": 8.0}
