@@ -59,16 +59,15 @@ def run_plan(args: argparse.Namespace) -> int:
 def run_report(args: argparse.Namespace) -> int:
     """Print what was spent."""
     from fl_plugins.errors import DataError
-    from fl_plugins.privacy.ledger import Ledger, read_relation
+    from fl_plugins.privacy.ledger import Ledger
 
     if not args.ledger.is_file():
         raise DataError(f"privacy report: {args.ledger} is no file; give the path of a privacy ledger.")
-    population, relation = read_relation(args.ledger)
-    with Ledger(args.ledger, population=population, relation=relation) as ledger:
-        print(f"population  {population}")
-        print(f"spent       {ledger.report(args.delta)}")
-        for release, count in ledger.accountant.counts.items():
-            print(f"  {count} × {release.mechanism}, {release.sampling}")
-        print(f"pending     {ledger.pending} reservations without a commit count as spent")
-        print(f"head        {ledger.head}")
+    ledger = Ledger.read(args.ledger)
+    print(f"population  {ledger.population}")
+    print(f"spent       {ledger.report(args.delta)}")
+    for release, count in ledger.accountant.counts.items():
+        print(f"  {count} × {release.mechanism}, {release.sampling}")
+    print(f"pending     {ledger.pending} reservations without a commit count as spent")
+    print(f"head        {ledger.head}")
     return 0

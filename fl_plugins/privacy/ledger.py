@@ -72,6 +72,26 @@ class Ledger:
             self._file.close()
             raise
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return a ledger as it is now, to report of; nothing can be charged to it, and a run may go on.
+
+        A last line that is not whole, torn or being written, counts as one more release.
+
+        Raises
+        ------
+        DataError
+            If it is damaged.
+        """
+        ledger = cls.__new__(cls)
+        ledger.path = path
+        ledger.population, ledger.relation = read_relation(path)
+        with path.open("rb", buffering=0) as file:
+            ledger._file = file
+            if ledger._replay(file.read()):
+                ledger._accountant.compose(ledger._by_number[max(ledger._by_number)])
+        return ledger
+
     def begin(self, run: str, config: Mapping[str, Any]) -> None:
         """Say that ``run`` starts or goes on with this privacy configuration.
 
@@ -170,27 +190,37 @@ class Ledger:
                 f"privacy ledger {self.path}: another process has it open; two runs on one population must "
                 "take turns, or each could spend what the other has."
             ) from None
+        self._file.seek(0)
+        data = self._file.read()
+        torn = self._replay(data)
+        if torn:
+            os.ftruncate(self._file.fileno(), len(data) - len(torn))
+        if self._seq == 0:
+            head = {"schema": SCHEMA, "population": self.population}
+            relation = {"unit": self.relation.unit.value, "adjacency": self.relation.adjacency.value}
+            self._append({"line": "opened", **head, **relation})
+            _sync_folder(self.path.parent)
+        elif torn:
+            line = {"line": "reserved", "run": "", "round": 0, "count": 1, "torn": True}
+            self._append({**line, "release": max(self._by_number)})
+
+    def _replay(self, data: bytes) -> bytes:
+        """Follow all whole lines, and return what of a last one is there."""
         self._seq, self._previous = 0, _START
         self._runs: dict[str, str] = {}
         self._definitions: dict[Release, int] = {}
         self._by_number: dict[int, Release] = {}
         self._pending: set[int] = set()
         self._accountant = Accountant(self.relation)
-        self._file.seek(0)
-        data = self._file.read()
         whole, newline, torn = data.rpartition(b"\n")
         for raw in (whole + newline).splitlines():
             self._apply(_parse(self.path, raw, self._seq, self._previous))
-        if torn:
-            os.ftruncate(self._file.fileno(), len(whole) + len(newline))
-        if self._seq == 0:
-            head = {"schema": SCHEMA, "population": self.population}
-            relation = {"unit": self.relation.unit.value, "adjacency": self.relation.adjacency.value}
-            self._append({"line": "opened", **head, **relation})
-            _sync_folder(self.path.parent)
-        elif torn and self._by_number:
-            line = {"line": "reserved", "run": "", "round": 0, "count": 1, "torn": True}
-            self._append({**line, "release": max(self._by_number)})
+        if torn and not self._by_number:
+            raise DataError(
+                f"privacy ledger {self.path}: it ends in the middle of a line and defines no release; what "
+                "was spent is unknown: restore the file, or delete it if no run has ever trained with it."
+            )
+        return torn
 
     def _append(self, fields: Line) -> int:
         """Write one line, wait for the disk, apply it; return its number."""

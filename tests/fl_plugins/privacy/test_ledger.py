@@ -163,3 +163,32 @@ def test_a_line_is_on_the_disk_before_the_reservation_is_returned(tmp_path, monk
         monkeypatch.setattr(os, "fsync", noted)
         ledger.reserve(ONE, run="r", number=3)
         assert sizes == [path.stat().st_size]
+
+
+def test_a_reader_sees_what_is_spent_while_a_run_has_the_ledger_and_changes_nothing(tmp_path):
+    path = filled(tmp_path / "ledger")
+    with open_ledger(path) as writing:
+        writing.begin("r", {"z": 2.0})
+        writing.reserve(ONE, run="r", number=9)
+        before = path.read_bytes()
+        read = Ledger.read(path)
+        assert (read.report(1e-5), read.pending, read.head) == (writing.report(1e-5), 1, writing.head)
+        assert path.read_bytes() == before
+        with pytest.raises(ValueError, match="closed file"):
+            read.reserve(ONE, run="r", number=10)
+    path.write_bytes(before + b'{"line":')
+    assert Ledger.read(path).report(1e-5).num_releases == 5
+    assert path.read_bytes() == before + b'{"line":'
+
+
+def test_a_ledger_cut_off_before_it_defines_a_release_is_refused_and_never_counts_as_new(tmp_path):
+    whole = filled(tmp_path / "ledger").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    cut_path = tmp_path / "cut"
+    for cut in (5, len(lines[0]) - 1, len(lines[0]) + 5, len(lines[0] + lines[1]) + 5):
+        cut_path.write_bytes(whole[:cut])
+        with pytest.raises(DataError):
+            open_ledger(cut_path)
+        assert cut_path.read_bytes() == whole[:cut]
+        with pytest.raises(DataError):
+            Ledger.read(cut_path)

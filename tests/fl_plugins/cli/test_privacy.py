@@ -1,0 +1,78 @@
+"""``fl-plugins privacy``: a plan keeps the budget that it was asked for, a report says what is spent."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from fl_plugins.cli import main
+from fl_plugins.privacy import Everyone, Gaussian, NeighborRelation, Release
+from fl_plugins.privacy.ledger import Ledger
+
+
+def exact_delta(epsilon: float, mu: float) -> float:
+    """Balle and Wang 2018, Theorem 8, for sensitivity/noise = mu."""
+
+    def phi(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2.0)) / 2.0
+
+    return phi(mu / 2 - epsilon / mu) - math.exp(epsilon) * phi(-mu / 2 - epsilon / mu)
+
+
+@pytest.mark.parametrize(("adjacency", "shift"), [("add_remove", 1.0), ("zero_out", 1.0), ("replace", 2.0)])
+def test_a_plan_without_sampling_is_the_exact_gaussian(
+    capsys: pytest.CaptureFixture[str], adjacency: str, shift: float
+) -> None:
+    arguments = [
+        "privacy",
+        "plan",
+        "--epsilon",
+        "3",
+        "--delta",
+        "1e-5",
+        "--rounds",
+        "100",
+        "--clients",
+        "50",
+        "--unit",
+        "client",
+        "--adjacency",
+    ]
+    assert main([*arguments, adjacency]) == 0
+    told = capsys.readouterr().out
+    noise = float(told.split("noise multiplier")[1].split()[0])
+    mu = shift * math.sqrt(100) / noise
+    assert exact_delta(3.0, mu) <= 1e-5 * 1.001  # four digits of noise are printed
+    assert exact_delta(3.0, mu * 1.001) > 1e-5
+    assert "client" in told
+    assert adjacency in told
+
+
+def test_a_plan_without_unit_or_adjacency_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for missing in ("--unit client", "--adjacency replace"):
+        with pytest.raises(SystemExit):
+            main(f"privacy plan --epsilon 3 --delta 1e-5 --rounds 9 --clients 50 {missing}".split())
+    assert "required" in capsys.readouterr().err
+
+
+def test_a_report_names_unit_adjacency_and_what_is_pending(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    relation = NeighborRelation.of(unit="client", adjacency="zero_out")
+    one = Release(mechanism=Gaussian(noise_multiplier=2.0), sampling=Everyone(), relation=relation)
+    path = tmp_path / "ledger.jsonl"
+    with Ledger(path, population="hospitals", relation=relation) as ledger:
+        ledger.begin("first", {})
+        ledger.commit(ledger.reserve(one, run="first", number=1))
+        ledger.reserve(one, run="first", number=2)
+        assert main(["privacy", "report", str(path), "--delta", "1e-5"]) == 0  # while the run goes on
+    told = capsys.readouterr().out
+    epsilon = float(told.split("ε")[1].strip(" =<≤").split()[0])
+    assert exact_delta(epsilon, math.sqrt(2) / 2.0) == pytest.approx(1e-5, rel=0.02)  # printed digits
+    for words in ("hospitals", "client", "zero_out", "1 reservations"):
+        assert words in told
+
+
+def test_a_report_of_what_is_no_ledger_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["privacy", "report", str(tmp_path / "none"), "--delta", "1e-5"]) != 0
+    assert "is no file" in "".join(capsys.readouterr())
