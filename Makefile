@@ -35,9 +35,9 @@ demo: install
 deploy-demo: install
 	$(BIN)/python examples/deployment/demo.py
 
-# Two at a time, but those that start Flower's processes one after the other: they would wait for each other.
+# Two at a time: those that start Flower's processes wait for these most of the time, and come last.
 test: fast
-	$(BIN)/python -m pytest -m e2e
+	$(BIN)/python -m pytest -m e2e -n 2 --dist load
 
 fast: install
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal

@@ -83,7 +83,7 @@ class Saboteur:
             return
         self.node_killed = True
         node = self.layout.node(VICTIM)
-        while not processes.programs(node, "flwr-clientapp"):
+        while not processes.client_apps(node):
             time.sleep(0.05)
         victims = processes.members(node)
         processes.kill(node)

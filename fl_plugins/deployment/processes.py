@@ -77,6 +77,14 @@ def programs(role: Role, name: str) -> set[int]:
     return {pid for pid in members(role) if any(Path(word).name == name for word in _command(pid))}
 
 
+def client_apps(role: Role) -> set[int]:
+    """Return the processes that serve a message of a node now: ClientApps, and forks of the node's starter."""
+    found = programs(role, "flwr-clientapp") | programs(role, "fl-plugins-clientapp")
+    for starter in programs(role, "fl_plugins.resident.starter"):
+        found |= descendants(starter)
+    return found - programs(role, "fl_plugins.resident.worker")
+
+
 def check_alive(role: Role) -> None:
     """Raise ``RunFailedError`` if a role has ended, with the end of its log."""
     if not is_running(role):

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +233,12 @@ def check_killed(layout: Layout) -> None:
         if event["event"] == "round_finished" and event["round"] == 1:
             signal_programs(node, WORKER, signal.SIGSTOP)  # so that the ClientApp has not answered yet
         if event["event"] == "round_started" and event["round"] == 2:
-            wait_until(lambda: processes.programs(layout.node(2), "flwr-clientapp"))
+            wait_until(lambda: processes.client_apps(layout.node(2)))
             processes.kill(layout.node(2))
             rejoining.submit(join, layout, [layout.node(2)])
             # A ClientApp that is killed before it has taken its message is started again by Flower.
             wait_until(lambda: asks_worker(node))
-            signal_programs(node, "flwr-clientapp", signal.SIGKILL)
+            send_signal(processes.client_apps(node), signal.SIGKILL)
             signal_programs(node, WORKER, signal.SIGCONT)
 
     with rejoining:
@@ -272,10 +273,14 @@ def asks_worker(node: Role) -> bool:
 
 
 def signal_programs(node: Role, name: str, number: signal.Signals) -> None:
-    found = processes.programs(node, name)
-    assert found
-    for pid in found:
-        os.kill(pid, number)
+    send_signal(processes.programs(node, name), number)
+
+
+def send_signal(pids: set[int], number: signal.Signals) -> None:
+    assert pids
+    for pid in pids:
+        with suppress(ProcessLookupError):  # the command that stands for a fork ends with it
+            os.kill(pid, number)
 
 
 def check_silent_and_two_at_once(layout: Layout) -> None:
