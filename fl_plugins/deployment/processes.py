@@ -78,7 +78,7 @@ def programs(role: Role, name: str) -> set[int]:
 
 
 def client_apps(role: Role) -> set[int]:
-    """Return the processes that serve a message of a node now: ClientApps, and forks of the node's starter."""
+    """Return the processes that serve a message of a node now: ClientApps, or forks of its starter."""
     found = programs(role, "flwr-clientapp") | programs(role, "fl-plugins-clientapp")
     for starter in programs(role, "fl_plugins.resident.starter"):
         found |= descendants(starter)
