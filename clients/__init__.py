@@ -3,8 +3,9 @@
 Names are imported when they are first used: ``import clients`` does not import JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fl_plugins.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .attacks.backdoor import Backdoor
@@ -104,14 +105,7 @@ _MODULES = {
     "squared_error": "losses",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module that defines ``name``."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _MODULES)[0]
 
 
 def __dir__() -> list[str]:

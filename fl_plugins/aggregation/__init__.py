@@ -10,8 +10,9 @@ threads that enter the package by different modules (Flower imports a run's two 
 each other.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .arc import Arc
@@ -102,16 +103,4 @@ _HOMES = {
 }
 """The module that each name is from."""
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name's module (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Return what is there, imported or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
