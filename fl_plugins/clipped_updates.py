@@ -21,6 +21,18 @@ _TRAINED = "params/"
 Floats = dict[str, NDArray[np.float64]]
 
 
+def check_untrained_arrays(owner: str, choice: str) -> None:
+    """Check what is to be done with arrays that are not trained.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither ``"refuse"`` nor ``"keep"``.
+    """
+    if choice not in ("refuse", "keep"):
+        raise ConfigError(f"{owner}: untrained_arrays={choice!r}, but it is 'refuse' or 'keep'.")
+
+
 def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str, ...]:
     """Return the arrays that are clipped and released: the floats of ``params/``, or all if it has none.
 

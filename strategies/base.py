@@ -6,7 +6,7 @@ anyone's ServerApp and with stock Flower clients, which reply with full paramete
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Unpack, cast
 
@@ -153,14 +153,7 @@ class FederatedStrategy(Strategy):
         parameters = self._step(cohort, aggregate, accepted)
         self._rule_state.keep(role, aggregate.state)
         contribution = zip((reply.client for reply in accepted), aggregate.contribution.tolist(), strict=True)
-        self._session.emit(
-            "aggregated",
-            round=server_round,
-            **asdict(self.tally),
-            contribution=dict(contribution),
-            rule=rule.name,
-            fallback=role == "fallback",
-        )
+        self._tell_aggregated(server_round, dict(contribution), rule=rule.name, fallback=role == "fallback")
         return parameters, to_metric_record(self._combine_metrics(accepted))
 
     def configure_evaluate(
@@ -413,6 +406,19 @@ class FederatedStrategy(Strategy):
         for key in cohort.layout.other_keys:
             parameters[key] = combine_integers([reply.arrays[key] for reply in accepted])
         return from_named({key: parameters[key] for key in cohort.base})
+
+    def _tell_aggregated(
+        self, number: int, contribution: Mapping[str, float], *, rule: str, fallback: bool = False
+    ) -> None:
+        """Emit that round ``number`` was aggregated: from what replies, with what weight by client."""
+        self._session.emit(
+            "aggregated",
+            round=number,
+            **asdict(self.tally),
+            contribution=contribution,
+            rule=rule,
+            fallback=fallback,
+        )
 
     def _folds(self, rule: Aggregator, layout: Layout) -> bool:
         """Whether replies are summed as they come: the rule, and what may stand in, need no more."""

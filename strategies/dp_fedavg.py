@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import Result
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator
 from fl_plugins.checks import check_int, check_number
-from fl_plugins.clipped_updates import trained_keys
+from fl_plugins.clipped_updates import check_untrained_arrays, trained_keys
 from fl_plugins.contracts import Access, Contract, Weighting
 from fl_plugins.errors import ConfigError, PreconditionError, QuorumError
 from fl_plugins.privacy import (
@@ -160,10 +160,7 @@ class DpFedAvg(FederatedStrategy):
         check_number(OWNER, "delta", delta, minimum=0.0, maximum=1.0 / population, open_below=True)
         check_int(OWNER, "min_replies", min_replies, minimum=0)
         check_weights(inner.weighting, max_examples, mean_weight)
-        if untrained_arrays not in ("refuse", "keep"):
-            raise ConfigError(
-                f"{OWNER}: untrained_arrays={untrained_arrays!r}, but it is 'refuse' or 'keep'."
-            )
+        check_untrained_arrays(OWNER, untrained_arrays)
         if insecure_seed is not None:
             check_int(OWNER, "insecure_seed", insecure_seed, minimum=0)
         self.population, self.min_replies, self.insecure_seed = population, min_replies, insecure_seed
@@ -291,16 +288,9 @@ class DpFedAvg(FederatedStrategy):
         report = self.budget.commit(server_round)
         logger.info("\tround %d: spent %s", server_round, report)
         denominator = self.expected_cohort * self.mean_weight
-        self._session.emit(
-            "aggregated",
-            round=server_round,
-            **asdict(self.tally),
-            contribution={
-                name: total.weights[name] / denominator for name in sorted(total.weights, key=name_order)
-            },
-            rule=OWNER,
-            fallback=False,
-        )
+        names = sorted(total.weights, key=name_order)
+        contribution = {name: total.weights[name] / denominator for name in names}
+        self._tell_aggregated(server_round, contribution, rule=OWNER)
         self._session.emit(
             "privacy",
             round=server_round,
@@ -437,9 +427,8 @@ class DpFedAvg(FederatedStrategy):
         if sent < self.min_replies:
             raise QuorumError(
                 f"round {cohort.number}: {sent} of {len(cohort.clients)} clients sent anything, but "
-                "min_replies="
-                f"{self.min_replies}; the round counts as spent. Find out why they fail, or lower "
-                "min_replies."
+                f"min_replies={self.min_replies}; the round counts as spent. Find out why they fail, or "
+                "lower min_replies."
             )
         if cohort.clients and not self.tally.accepted:
             logger.warning(

@@ -197,8 +197,7 @@ def read_clip(given: "Clip | Spec | str | None", clip_norm: float | None) -> Cli
     if (given is None) == (clip_norm is None):
         raise ConfigError(
             f"{OWNER}: clip_norm={clip_norm} and clip={given!s}, but exactly one of them bounds what a "
-            "client "
-            'changes; give clip_norm=0.5, or clip="adaptive(initial=0.1)".'
+            'client changes; give clip_norm=0.5, or clip="adaptive(initial=0.1)".'
         )
     if given is None:
         return FixedClip(norm=clip_norm if clip_norm is not None else math.nan)

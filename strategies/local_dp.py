@@ -8,9 +8,9 @@ from flwr.serverapp import Grid
 
 from fl_plugins import wire
 from fl_plugins.checks import check_int, check_number
-from fl_plugins.clipped_updates import trained_keys
+from fl_plugins.clipped_updates import check_untrained_arrays, trained_keys
 from fl_plugins.contracts import Access, Contract, Weighting
-from fl_plugins.errors import ConfigError, ContractError, PreconditionError
+from fl_plugins.errors import ContractError, PreconditionError
 from fl_plugins.local_privacy import local_release
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
@@ -73,16 +73,12 @@ class LocalDp(FederatedStrategy):
         if strategy.weighting is Weighting.EXAMPLES:
             raise ContractError(
                 f'{OWNER}: the inner strategy has weighting="examples", but clients withhold how many they '
-                "have; "
-                'give fedavg(weighting="uniform").'
+                'have; give fedavg(weighting="uniform").'
             )
         super().__init__(strategy.aggregator, weighting=strategy.weighting, **strategy.options())
         check_number(OWNER, "clip_norm", clip_norm, minimum=0.0, open_below=True)
         check_int(OWNER, "max_rounds", max_rounds, minimum=1)
-        if untrained_arrays not in ("refuse", "keep"):
-            raise ConfigError(
-                f"{OWNER}: untrained_arrays={untrained_arrays!r}, but it is 'refuse' or 'keep'."
-            )
+        check_untrained_arrays(OWNER, untrained_arrays)
         local_release(epsilon=epsilon, delta=delta, max_rounds=max_rounds)  # that there is such noise
         self.max_rounds, self.unprotected_metrics = max_rounds, unprotected_metrics
         self.untrained_arrays = untrained_arrays

@@ -10,7 +10,6 @@ import math
 import secrets
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,14 +237,7 @@ class SecureAggregation(FederatedStrategy):
         aggregate = rule.from_sum(mean, np.ones(1), dtype=cohort.layout.compute_dtype)
         parameters = self._step(cohort, aggregate, [])
         self._report(exchange, started, total, decoded, "")
-        self._session.emit(
-            "aggregated",
-            round=server_round,
-            **asdict(self.tally),
-            contribution={},
-            rule=rule.name,
-            fallback=False,
-        )
+        self._tell_aggregated(server_round, {}, rule=rule.name)
         return parameters, to_metric_record(decoded.metrics)
 
     def configure_evaluate(

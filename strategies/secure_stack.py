@@ -36,8 +36,8 @@ def public_max_weight(weighting: Weighting, given: float | None) -> float:
     if weighting is Weighting.EXAMPLES and given is None:
         raise ConfigError(
             f"{LAYER}: clients are weighted by their numbers of examples, which travel masked and need a "
-            "public "
-            'bound; give max_weight=1000 (the most that one client has), or fedavg(weighting="uniform").'
+            "public bound; give max_weight=1000 (the most that one client has), or "
+            'fedavg(weighting="uniform").'
         )
     if weighting is Weighting.UNIFORM and given is not None:
         raise ConfigError(f"{LAYER}: max_weight={given}, but every client counts the same; leave it out.")
