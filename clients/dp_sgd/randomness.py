@@ -1,4 +1,4 @@
-"""Randomness that privacy hangs on: the operating system's, as :mod:`fl_plugins.privacy.random` expands it."""
+"""Randomness that privacy hangs on: the system's, expanded by :mod:`fl_plugins.privacy.random`."""
 
 from typing import Any, Protocol
 
