@@ -214,3 +214,27 @@ def test_the_policy_that_a_node_is_given_counts_rounds_where_its_service_may_wri
     unit = (node / "fl-plugins-supernode.service").read_text()
     assert "ProtectSystem=strict" in unit
     assert "ReadWritePaths=/opt/fl-plugins/node/state\n" in unit
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="command lines are read from /proc")
+def test_forks_of_a_starter_are_clientapps_and_its_worker_is_none(role):
+    """As ``fl-plugins-supernode`` has them: a starter, its fork for one message, and the resident worker."""
+    waits = "import time; time.sleep(60)"
+    starts = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {waits!r}])\n{waits}"
+    environment = {**os.environ, processes.ROLE_VARIABLE: str(role.folder)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, f"fl_plugins.resident.{name}"], env=environment)
+        for name, code in (("starter", starts), ("worker", waits))
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := processes.client_apps(role)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert found.isdisjoint(process.pid for process in started)
+        assert len(found) == 1
+    finally:
+        processes.kill(role)
+        for process in started:
+            process.wait()
+    assert processes.client_apps(role) == set()

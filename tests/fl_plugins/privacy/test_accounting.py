@@ -175,3 +175,15 @@ def test_the_rdp_of_truncated_sampling_pays_for_every_cut_round_in_both_directio
     assert cut > 1e-3 * delta  # else the cut costs nothing
     assert enough(found * (1 + 1e-9))
     assert not enough(found * (1 - 1e-6))
+
+
+def test_where_there_is_an_exact_form_nobody_looks_for_a_numerical_one(monkeypatch):
+    """Of hardly any noise a privacy loss distribution takes all memory, and others may ask for that."""
+    monkeypatch.setattr(d, "pld", lambda *_: pytest.fail("a distribution was computed"))
+    accountant = Accountant(ADD)
+    tiny = release(1e-4)
+    assert accountant.would_exceed(tiny, Budget(epsilon=1.0, delta=1e-5))
+    accountant.compose(tiny)
+    report = accountant.report(1e-5)
+    assert report.method is Method.EXACT
+    assert report.epsilon > 1e6
