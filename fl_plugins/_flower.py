@@ -203,11 +203,30 @@ def poll_promptly(instead_of: Callable[[float], float]) -> None:
     """Let the SuperNode in this process pause for ``instead_of(seconds)`` where it would for ``seconds``.
 
     Its main loop sleeps for 3 s whenever there is no message and for 0.5 s while it awaits a reply; neither
-    is an option of its command.
+    is an option of its command. And it takes any reply for the one that it awaits: if an old message's comes
+    first (its ClientApp was given up), the awaited one stays here until the *next* message is pulled, which
+    may be never. So whenever there is no message, replies that are left are sent.
     """
     module: Any = importlib.import_module("flwr.supernode.start_client_internal")
     pull_promptly()
     module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(instead_of(seconds)))
+    pull = module._pull_and_store_message
+
+    def pull_or_send(*, state: Any, **given: Any) -> int | None:
+        run_id: int | None = pull(state=state, **given)
+        # Any number lets the loop go on to send what there is.
+        return 0 if run_id is None and _has_reply(state) else run_id
+
+    module._pull_and_store_message = pull_or_send
+
+
+def _has_reply(state: Any) -> bool:
+    """Whether a SuperNode's state holds a reply that was not sent yet; looking takes none."""
+    with state.lock_msg_store:
+        return any(
+            entry.message.metadata.reply_to_message_id and not entry.is_retrieved
+            for entry in state.msg_store.values()
+        )
 
 
 def run_supernode() -> None:

@@ -5,6 +5,7 @@ import inspect
 import threading
 import time
 import tomllib
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from queue import Queue
@@ -140,3 +141,40 @@ def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
     assert prompt(["x"], pull) == {"x": b"content"}
     assert time.monotonic() - complete < 0.8  # Flower's first pause, with its jitter, is longer
     assert asked > 1
+
+
+def test_a_reply_that_an_older_one_has_displaced_is_sent_when_there_is_no_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Flower's loop goes on as soon as *a* reply was sent: the awaited one would wait for the next message."""
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode import start_client_internal as loop
+    from flwr.supernode.nodestate import InMemoryNodeState
+
+    for name in ("_pull_and_store_message", "time", "pull_objects"):
+        monkeypatch.setattr(loop, name, getattr(loop, name))  # put back afterwards
+    _flower.poll_promptly(lambda seconds: seconds)
+    state = InMemoryNodeState(ObjectStoreFactory().store())
+    given = dict.fromkeys(
+        ("get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities")
+    )
+    pull = partial(
+        loop._pull_and_store_message,
+        state=state,
+        object_store=None,
+        node_config={},
+        receive=lambda: None,
+        **given,
+    )
+    assert pull() is None
+    with server_identity():
+        message = Message(RecordDict(), 1, "train")
+        message.metadata.__dict__["_message_id"] = "asked"
+        reply = Message(RecordDict(), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = "answer"
+    state.store_message(message)
+    assert pull() is None  # a message that waits for its ClientApp is none
+    state.store_message(reply)
+    assert pull() is not None
+    assert [each.metadata.message_id for each in state.get_messages_legacy(is_reply=True)] == ["answer"]
+    assert pull() is None  # it was taken
