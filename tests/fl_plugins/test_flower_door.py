@@ -146,7 +146,7 @@ def test_a_reply_that_is_being_uploaded_is_pulled_when_it_is_complete(
 def test_a_reply_that_an_older_one_has_displaced_is_sent_when_there_is_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Flower's loop goes on as soon as *a* reply was sent: the awaited one would wait for the next message."""
+    """Flower's loop goes on as soon as *a* reply was sent: another one would wait for the next message."""
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode import start_client_internal as loop
     from flwr.supernode.nodestate import InMemoryNodeState
