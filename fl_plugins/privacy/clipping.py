@@ -52,7 +52,7 @@ def l2_norm(update: Named) -> float:
 
 
 def l1_norm(update: Named) -> float:
-    """Return the sum of the absolute values over all arrays, inf if it is beyond float64; NaN if a value is."""
+    """Return the sum of all absolute values; inf if it is beyond float64, NaN if a value is."""
     with np.errstate(over="ignore"):
         return float(sum(np.sum(np.abs(_float64(value))) for value in update.values()))
 

@@ -226,12 +226,12 @@ def _skellam_rdp(mechanism: Skellam, clip_norms: int) -> Vector:
 
 
 def _distributed_gaussian_rdp(mechanism: DistributedGaussian, clip_norms: int) -> Vector:
-    """Return the bound of Kairouz, Liu & Steinke 2021 with the larger constant that a short proof gives.
+    """Return the bound on a sum of discrete Gaussians; compare Kairouz, Liu & Steinke 2021, Proposition 14.
 
-    Let R be the sum of n shares and N the discrete Gaussian of variance n·σ²; |log R/N| ≤ t = τ·d/2 over all d
-    values. In D_α(R + x ‖ R) = log Σ (R + x)^α · R^(1 − α) / (α − 1), replacing R by N costs at most
-    t·(2α − 1)/(α − 1), and D_α(N + x ‖ N) ≤ α‖x‖²/(2nσ²). (The paper states τ·d for this term, and two others
-    that are smaller only when all are far above 10⁻⁹ or far below.)
+    Let R be the sum of n shares and N the discrete Gaussian of variance n·σ², with |log R/N| ≤ t = τ·d/2 over
+    all d values. In (α − 1)·D_α(R + x ‖ R) = log Σ (R + x)^α · R^(1 − α), putting N for R costs at most
+    (2α − 1)·t, and D_α(N + x ‖ N) ≤ α‖x‖²/(2nσ²). The paper has τ·d where this short proof gives
+    τ·d·(2α − 1)/(2α − 2). From σ = 2 on both are below 10⁻⁸ for every d and n in reach.
     """
     shift = mechanism.l2_sensitivity * clip_norms
     variance = mechanism.num_shares * mechanism.local_std**2

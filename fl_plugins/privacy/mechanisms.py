@@ -91,7 +91,7 @@ class Skellam:
 class DistributedGaussian:
     """A sum of independent discrete Gaussians, one from each client (Kairouz, Liu & Steinke 2021).
 
-    The sum is no discrete Gaussian, but near one from std ≈ 1 on; see :attr:`tau`.
+    The sum is no discrete Gaussian, but the nearer to one the larger σ is; see :attr:`tau`.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class DistributedGaussian:
     def tau(self) -> float:
         """How far the sum is from a discrete Gaussian: |log ratio of probabilities| ≤ τ/2 for each value.
 
-        τ = 10 · Σ_{k<n} exp(−2π²σ²k/(k + 1)), n shares of parameter σ (their Theorem 9 and Corollary 12).
+        τ = 10 · Σ_{k<n} exp(−2π²σ²k/(k + 1)), n shares of parameter σ (their Theorem 1).
         """
         k = np.arange(1, self.num_shares, dtype=np.float64)
         return float(10.0 * np.sum(np.exp(-2.0 * (np.pi * self.local_std) ** 2 * k / (k + 1.0))))

@@ -72,8 +72,8 @@ class Release:
 
         if isinstance(self.mechanism, _DISTRIBUTED) and adjacency is Adjacency.ADD_REMOVE:
             raise ConfigError(
-                f"privacy: {self.mechanism.name}: a client that leaves takes its share of the noise along, so "
-                "the two sums differ in their noise too and adjacency='add_remove' has no accounting; use "
+                f"privacy: {self.mechanism.name}: a client that leaves takes its share of the noise along, "
+                "so the two sums differ in their noise too and adjacency='add_remove' has no accounting; use "
                 "zero_out or replace."
             )
 

@@ -28,7 +28,7 @@ from .noise import grid_for
 from .random import NoiseSource
 
 MAX_STD = 4096.0
-"""Largest standard deviation in grid steps; a finer grid would gain nothing (rounding adds 1/12 of a step²)."""
+"""Largest standard deviation in grid steps; a finer grid gains nothing (rounding adds 1/4 step² at most)."""
 
 MIN_STD = 0.25
 """Smallest one: below, the noise is nearly always 0, and nobody is protected."""
@@ -92,7 +92,7 @@ class IntegerTable:
         """Return how many entries are ≤ the 128-bit number."""
         begin, end = (
             int(np.searchsorted(self.high, np.uint64(high), side=side)) for side in ("left", "right")
-        )  # type: ignore[call-overload]
+        )
         return begin + int(np.searchsorted(self.low[begin:end], np.uint64(low), side="right"))
 
 
