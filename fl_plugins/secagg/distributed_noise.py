@@ -294,7 +294,8 @@ class DistributedNoise:
         if num_clients > self.cohort or ones != [num_clients] * NUM_ONES:
             raise EncodingError(
                 f"{OWNER}: the check ones add up to {ones} for {num_clients} clients of at most "
-                f"{self.cohort}; masks did not cancel, or a client encoded something else. The sum is of no use."
+                f"{self.cohort}; masks did not cancel, or a client encoded something else. The sum is of no "
+                "use."
             )
         rotated = centered(words[NUM_ONES:]) / self.scale
         return NoisySum(
