@@ -5,7 +5,7 @@ that a ring sized for a few of those standard deviations holds a sum of them. Si
 counter mode under a public seed; nothing is secret here, but the vectors must not depend on the seed.
 """
 
-from functools import lru_cache
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from .prg import MaskStream
 
 Floats = NDArray[np.float64]
-
-_BITS = 6
-"""Index bits that one matrix product transforms."""
 
 
 def padded_size(num_entries: int) -> int:
@@ -47,23 +44,15 @@ def _signs(seed: bytes, size: int) -> NDArray[np.int8]:
 def _hadamard(vector: Floats) -> Floats:
     """Return H·x / √D.
 
-    H is a Kronecker product of small ones. Each step transforms the highest index bits and moves them to the
-    lowest place, so that once all are through they are in order again.
+    Each step transforms the highest index bit and moves it to the lowest place, so that once all are through
+    they are in order again. Additions only: the same bits on every machine.
     """
-    left = vector.size.bit_length() - 1
-    assert vector.size == 1 << left, "a power of two"
-    while left:
-        bits = min(_BITS, left)
-        vector = (vector.reshape(1 << bits, -1).T @ _matrix(bits)).reshape(-1)
-        left -= bits
-    return vector
-
-
-@lru_cache(maxsize=_BITS)
-def _matrix(bits: int) -> Floats:
-    """Return the orthogonal (2^bits, 2^bits) Hadamard matrix."""
-    small = np.array([[1.0, 1.0], [1.0, -1.0]])
-    matrix = np.ones((1, 1))
-    for _ in range(bits):
-        matrix = np.kron(matrix, small)
-    return np.asarray(matrix / 2.0 ** (bits / 2.0))
+    half = vector.size // 2
+    assert vector.size & (vector.size - 1) == 0, "a power of two"
+    source, target = vector, np.empty_like(vector)
+    for _ in range(vector.size.bit_length() - 1):
+        pairs = target.reshape(half, 2)
+        np.add(source[:half], source[half:], out=pairs[:, 0])
+        np.subtract(source[:half], source[half:], out=pairs[:, 1])
+        source, target = target, np.empty_like(vector) if source is vector else source
+    return np.asarray(source / math.sqrt(vector.size))

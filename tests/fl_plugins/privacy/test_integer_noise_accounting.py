@@ -26,7 +26,6 @@ from fl_plugins.privacy.ledger import Ledger
 ZERO_OUT = NeighborRelation.of(unit="client", adjacency="zero_out")
 REPLACE = NeighborRelation.of(unit="client", adjacency="replace")
 ADD = NeighborRelation.of(unit="client", adjacency="add_remove")
-WHOLE = [2, 3, 5, 16, 40]
 
 
 def release(mechanism, relation=ZERO_OUT):
@@ -69,13 +68,11 @@ def test_the_skellams_divergence_is_below_the_bound_and_near_it(variance, shift)
     pmf = stats.skellam.pmf(np.arange(-reach, reach + 1), variance / 2, variance / 2)
     pmf = np.maximum(pmf[pmf > 1e-290], 0)
     mechanism = Skellam(variance=variance, l2_sensitivity=float(shift), l1_sensitivity=float(shift))
-    for alpha in WHOLE[:4]:
+    for alpha in (2, 3, 5, 16):
         exact = renyi(pmf, shift, alpha)
         assert exact <= bound(mechanism, alpha) * (1 + 1e-9)
-        if variance >= 50.0:
-            assert bound(mechanism, alpha) < 1.15 * exact
-            # The Gaussian of that variance would claim too little.
-            assert alpha * shift**2 / (2 * variance) < exact
+        if variance >= 50.0 and alpha < 16:
+            assert bound(mechanism, alpha) < 1.06 * exact  # so a constant that is 6 % too small would show
 
 
 def test_many_values_that_move_a_little_are_bounded_by_their_joint_norms():
@@ -111,10 +108,10 @@ def test_the_divergence_of_a_sum_of_discrete_gaussians_is_below_the_bound(std, s
 
 def test_one_discrete_gaussians_bound_is_too_small_for_a_sum():
     """The negative control: without the τ term a sum of narrow shares breaks the bound."""
-    alpha, std, shares = 2, 0.5, 2
+    alpha, std, shares = 3, 0.5, 2
     total = summed(std, shares, 6)
     middle = total[total.size // 2 - 8 : total.size // 2 + 9]
-    assert renyi(middle, 1, alpha) > 1.02 * alpha / (2 * shares * std**2)
+    assert renyi(middle, 1, alpha) > 1.05 * alpha / (2 * shares * std**2)
 
 
 @pytest.mark.parametrize("shares", [2, 3, 4])

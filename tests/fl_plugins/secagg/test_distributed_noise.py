@@ -1,4 +1,4 @@
-"""Noise that the clients add: the sum is right, its noise is what is charged, and bad parameters are refused."""
+"""Noise that the clients add: the sum is right, its noise is what is charged, bad parameters are refused."""
 
 import math
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_a_wide_ring_is_not_used_for_more_precision_than_noise_has():
 
 
 def test_integers_never_have_a_longer_norm_than_is_charged():
-    config = settings(num_entries=1024, num_bits=16, cohort=4000, min_survivors=4000)
+    config = settings(num_entries=1024, num_bits=16, cohort=500, min_survivors=500)
     source = NoiseSource(insecure_seed=1)
     # All halves: the longest norm in expectation.
     halves = np.floor(np.full(1024, config.clip_norm * config.scale / 32.0)) + 0.5
@@ -127,20 +127,23 @@ def charge(mechanism):
     return Release(mechanism=mechanism, sampling=Everyone(), relation=ZERO_OUT)
 
 
-@pytest.mark.parametrize("noise", list(Noise))
-def test_sixteen_bits_cost_less_than_two_percent_of_error_beside_central_noise_of_the_same_epsilon(noise):
-    size, clients = 1 << 16, 100
+@pytest.mark.parametrize(
+    ("noise", "size", "tolerance"),  # three standard errors, √(2/D), or more
+    [(Noise.DISCRETE_GAUSSIAN, 1 << 16, 0.02), (Noise.SKELLAM, 1 << 14, 0.035)],
+)
+def test_sixteen_bits_cost_next_to_nothing_beside_central_noise_of_the_same_epsilon(noise, size, tolerance):
+    clients = 100
     config = settings(noise=noise, num_entries=size, cohort=clients, min_survivors=clients, clip_norm=1.0)
     accountant = Accountant(ZERO_OUT)
     accountant.compose(charge(config.mechanism))
     central = central_std(accountant.report(1e-5).epsilon, 1.0) ** 2
     vectors = updates(clients, size, norm=1.0)
     error = noisy_sum(config, vectors) - vectors.sum(axis=0)
-    assert np.mean(error**2) / central == pytest.approx(1.0, abs=0.02)  # standard error: 0.006
+    assert np.mean(error**2) / central == pytest.approx(1.0, abs=tolerance)
     # The test sees noise that is charged for fewer survivors than there are.
     fewer = replace(config, min_survivors=90)
     error = noisy_sum(fewer, vectors) - vectors.sum(axis=0)
-    assert np.mean(error**2) / central > 1.05
+    assert np.mean(error**2) / central > 1.0 + tolerance
 
 
 def test_a_colluders_share_is_not_counted_on():
@@ -193,7 +196,7 @@ def test_updates_of_another_size_or_dtype_are_refused():
     ("changes", "message"),
     [
         ({"cohort": 60_000, "min_survivors": 60_000}, r"60000 clients, which leaves.* 0\.\d+ grid steps"),
-        ({"noise_multiplier": 1e-3}, "below 2 the sum of shares is no noise"),
+        ({"noise_multiplier": 1e-4}, "below 2 the sum of shares is no noise"),
         ({"cohort": 70_000, "num_bits": 16}, "cohort=70000, but a ring of 16 bits counts to 65535"),
         ({"max_colluders": 14}, "at least 2 must be left"),
         ({"min_survivors": 21}, "cohort=20, but it must be >= 21"),
@@ -211,8 +214,8 @@ def test_parameters_that_cannot_hold_are_refused_with_the_numbers(changes, messa
 
 
 def test_the_smallest_share_that_is_accepted_is_two_steps():
-    low, high = 1e-3, 1.0
-    while high - low > 1e-6:
+    low, high = 1e-4, 1.0
+    while high - low > 1e-8:
         middle = (low + high) / 2
         try:
             settings(noise_multiplier=middle)
