@@ -2,10 +2,10 @@
 
     python benchmarks/privacy_distributed.py            # 100 clients, z = 1, one round; about a minute
 
-For each row: the mean squared error of the decoded sum over that of central Gaussian noise whose ε, by the same
-RDP accounting, is equal; and the median CPU time that one client needs to clip, rotate, round and add its noise.
-The error's own standard error is √(2/D). Fixed seeds. Nothing is masked here: masks cancel exactly, which is
-what the tests of secure aggregation say.
+For each row: the mean squared error of the decoded sum over that of central Gaussian noise whose ε, by the
+same RDP accounting, is equal; and the median CPU time that one client needs to clip, rotate, round and add
+noise. The error's own standard error is √(2/D). Fixed seeds. Nothing is masked here: masks cancel exactly,
+which is what the tests of secure aggregation say.
 """
 
 import argparse

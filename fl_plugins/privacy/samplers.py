@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_plugins.checks import check_number
+from fl_plugins.errors import ConfigError
 
 from .noise import grid_for
 from .random import NoiseSource
@@ -135,12 +136,25 @@ def laplace(size: int, *, scale: float, source: NoiseSource) -> NDArray[np.float
 def add_laplace(
     total: Mapping[str, NDArray[Any]], scale: float, source: NoiseSource
 ) -> dict[str, NDArray[np.float64]]:
-    """Return ``total`` plus independent Laplace noise on every value, rounded to the grid; inputs stay."""
+    """Return ``total`` plus independent Laplace noise on every value, rounded to the grid; inputs stay.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not finite, or so large beside ``scale`` that float64 would lose the noise's low bits.
+    """
     grid = grid_for(scale)
     noised = {}
     for key, value in total.items():
+        exact = np.asarray(value, dtype=np.float64)
+        if not np.all(np.abs(exact) < grid * 2.0**52):  # NaN is not smaller either
+            raise ConfigError(
+                f"noise: {key} has a value that is not finite, or not below {grid * 2.0**52:g}, beside which "
+                f"Laplace noise of scale {scale:g} does not have its distribution in float64; clip what is "
+                "summed."
+            )
         noise = laplace(value.size, scale=scale, source=source).reshape(value.shape)
-        noised[key] = np.asarray(np.rint((np.asarray(value, dtype=np.float64) + noise) / grid) * grid)
+        noised[key] = np.asarray(np.rint((exact + noise) / grid) * grid)
     return noised
 
 

@@ -33,7 +33,7 @@ def release(mechanism, relation=ZERO_OUT):
 
 
 def bound(mechanism, alpha, relation=ZERO_OUT):
-    (index,) = np.flatnonzero(alpha == d.ORDERS)
+    (index,) = np.flatnonzero(np.isclose(alpha, d.ORDERS))
     return float(d.rdp(release(mechanism, relation))[index])
 
 
@@ -68,10 +68,10 @@ def test_the_skellams_divergence_is_below_the_bound_and_near_it(variance, shift)
     pmf = stats.skellam.pmf(np.arange(-reach, reach + 1), variance / 2, variance / 2)
     pmf = np.maximum(pmf[pmf > 1e-290], 0)
     mechanism = Skellam(variance=variance, l2_sensitivity=float(shift), l1_sensitivity=float(shift))
-    for alpha in (2, 3, 5, 16):
+    for alpha in (1.5, 2, 2.5, 3, 5, 5.3, 16):
         exact = renyi(pmf, shift, alpha)
         assert exact <= bound(mechanism, alpha) * (1 + 1e-9)
-        if variance >= 50.0 and alpha < 16:
+        if variance >= 50.0 and alpha in (2, 3, 5):
             assert bound(mechanism, alpha) < 1.06 * exact  # so a constant that is 6 % too small would show
 
 

@@ -126,6 +126,9 @@ def test_laplace_noise_has_its_scale_and_lies_on_the_grid():
     assert stats.kstest(out["x"].ravel() - 7.3, "laplace", args=(0, 3.0)).pvalue > 1e-3
     assert np.array_equal(np.rint(out["x"] / grid_for(3.0)), out["x"] / grid_for(3.0))
     assert out["y"].shape == ()
+    for bad in (math.nan, math.inf, 1e14):
+        with pytest.raises(ConfigError, match="clip what is summed"):
+            s.add_laplace({"x": np.array([0.0, bad])}, 3.0, source)
 
 
 def test_clipping_by_the_l1_norm_bounds_it_at_every_scale():
