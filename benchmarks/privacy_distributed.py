@@ -60,7 +60,7 @@ def row(noise: Noise, num_bits: int, size: int, clients: int) -> None:
     total = np.zeros(config.length, np.dtype(f"<u{num_bits // 8}"))
     seconds = []
     for _ in range(clients):
-        update = rng.normal(size=size) + 1.0  # aligned, which needs the most room in the ring
+        update = rng.normal(size=size) + 1.0  # half of its energy is the same for all
         update /= np.linalg.norm(update)
         plain += update
         start = time.process_time()

@@ -216,23 +216,13 @@ def _poisson_rdp(rate: float, noise: float, order: float) -> float:
 
 
 def _skellam_rdp(mechanism: Skellam, clip_norms: int) -> Vector:
-    """Return the bound of Agarwal, Kairouz & Liu 2021, Theorem 3.5, which is for whole orders.
-
-    Between them (α − 1)·D_α, the cumulant generating function of the privacy loss, is convex: a line is above.
-    """
+    """Return the bound of Agarwal, Kairouz & Liu 2021, Theorem 3.5, for whole orders; others use the next."""
     l2, l1 = mechanism.l2_sensitivity * clip_norms, mechanism.l1_sensitivity * clip_norms
-    variance = mechanism.variance
-
-    def cumulant(alpha: Vector) -> Vector:
-        correction = np.minimum(
-            ((2.0 * alpha - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance**2), 3.0 * l1 / (2.0 * variance)
-        )
-        return np.asarray((alpha - 1.0) * (alpha * l2**2 / (2.0 * variance) + correction))
-
-    below = np.floor(ORDERS)
-    part = ORDERS - below
-    line = (1.0 - part) * cumulant(below) + part * cumulant(below + 1.0)
-    return np.asarray(line / (ORDERS - 1.0))
+    variance, alpha = mechanism.variance, np.ceil(ORDERS)
+    correction = np.minimum(
+        ((2.0 * alpha - 1.0) * l2**2 + 6.0 * l1) / (4.0 * variance**2), 3.0 * l1 / (2.0 * variance)
+    )
+    return np.asarray(alpha * l2**2 / (2.0 * variance) + correction)
 
 
 def _distributed_gaussian_rdp(mechanism: DistributedGaussian, clip_norms: int) -> Vector:
