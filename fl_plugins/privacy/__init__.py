@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .accounting import Accountant, Budget, Method, Report
     from .mechanisms import (
         DiscreteGaussian,
+        DistributedGaussian,
+        DistributedSkellam,
         Gaussian,
         Laplace,
         Mechanism,
@@ -32,6 +34,8 @@ __all__ = [
     "Adjacency",
     "Budget",
     "DiscreteGaussian",
+    "DistributedGaussian",
+    "DistributedSkellam",
     "Everyone",
     "FixedSize",
     "Gaussian",
@@ -55,6 +59,8 @@ _HOMES = {
     "Adjacency": "units",
     "Budget": "accounting",
     "DiscreteGaussian": "mechanisms",
+    "DistributedGaussian": "mechanisms",
+    "DistributedSkellam": "mechanisms",
     "Everyone": "sampling",
     "FixedSize": "sampling",
     "Gaussian": "mechanisms",

@@ -11,7 +11,7 @@ integers, bool, unknown dtypes    refused: what cannot be averaged must not be s
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,12 @@ def l2_norm(update: Named) -> float:
     )
 
 
+def l1_norm(update: Named) -> float:
+    """Return the sum of all absolute values; inf if it is beyond float64, NaN if a value is."""
+    with np.errstate(over="ignore"):
+        return float(sum(np.sum(np.abs(_float64(value))) for value in update.values()))
+
+
 def clip_l2(update: Named, clip_norm: float) -> Clipped:
     """Scale all arrays together so that their L2 norm is at most ``clip_norm``.
 
@@ -59,25 +65,18 @@ def clip_l2(update: Named, clip_norm: float) -> Clipped:
     StructureError
         If an array is not of a float dtype.
     """
-    check_number("clip", "clip_norm", clip_norm, minimum=0.0, open_below=True)
-    for key, value in update.items():
-        if not is_float(value.dtype):
-            raise StructureError(
-                f"clip: {key!r} has dtype {value.dtype}, whose values cannot be clipped and averaged; keep "
-                "it out of the update (normalisation statistics and counters stay local)."
-            )
-    finite = all(bool(np.isfinite(_float64(value)).all()) for value in update.values())
-    norm = l2_norm(update) if finite else math.nan
-    if not finite:
-        return Clipped(
-            arrays={key: np.zeros(value.shape) for key, value in update.items()}, norm=norm, finite=False
-        )
-    factor = 1.0 if norm <= clip_norm else clip_norm / norm * _SHRINK
-    return Clipped(
-        arrays={key: np.asarray(_float64(value) * factor) for key, value in update.items()},
-        norm=norm,
-        finite=True,
-    )
+    return _clip(update, clip_norm, l2_norm)
+
+
+def clip_l1(update: Named, clip_norm: float) -> Clipped:
+    """Scale all arrays together so that their L1 norm is at most ``clip_norm``: what Laplace noise needs.
+
+    Raises
+    ------
+    StructureError
+        If an array is not of a float dtype.
+    """
+    return _clip(update, clip_norm, l1_norm)
 
 
 def clip_l2_per_layer(update: Named, clip_norms: Mapping[str, float]) -> Clipped:
@@ -105,6 +104,29 @@ def total_clip_norm(clip_norms: Mapping[str, float]) -> float:
     5.0
     """
     return math.hypot(*clip_norms.values())
+
+
+def _clip(update: Named, clip_norm: float, norm_of: Callable[[Named], float]) -> Clipped:
+    """Clip by a norm."""
+    check_number("clip", "clip_norm", clip_norm, minimum=0.0, open_below=True)
+    for key, value in update.items():
+        if not is_float(value.dtype):
+            raise StructureError(
+                f"clip: {key!r} has dtype {value.dtype}, whose values cannot be clipped and averaged; keep "
+                "it out of the update (normalisation statistics and counters stay local)."
+            )
+    finite = all(bool(np.isfinite(_float64(value)).all()) for value in update.values())
+    norm = norm_of(update) if finite else math.nan
+    if not finite:
+        return Clipped(
+            arrays={key: np.zeros(value.shape) for key, value in update.items()}, norm=norm, finite=False
+        )
+    factor = 1.0 if norm <= clip_norm else clip_norm / norm * _SHRINK
+    return Clipped(
+        arrays={key: np.asarray(_float64(value) * factor) for key, value in update.items()},
+        norm=norm,
+        finite=True,
+    )
 
 
 def _float64(value: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,7 +7,9 @@ integers). What is added where is in :mod:`.noise`.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fl_plugins.checks import check_number
+import numpy as np
+
+from fl_plugins.checks import check_int, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,87 @@ class Skellam:
         _positive(self.name, "l1_sensitivity", self.l1_sensitivity)
 
 
-Mechanism = Gaussian | Laplace | DiscreteGaussian | Skellam
+@dataclass(frozen=True, kw_only=True)
+class DistributedGaussian:
+    """A sum of independent discrete Gaussians, one from each client (Kairouz, Liu & Steinke 2021).
+
+    The sum is no discrete Gaussian, but the nearer to one the larger σ is; see :attr:`tau`.
+
+    Parameters
+    ----------
+    local_std : float
+        The parameter σ of one share, in grid steps.
+    num_shares : int
+        The fewest shares in a sum that are unknown to the adversary: survivors without those who collude.
+        Further ones only help (they are added independently).
+    dimension : int
+        How many values get noise.
+    l2_sensitivity : float
+        The largest L2 norm of one contribution, in grid steps, after rounding.
+    """
+
+    name: ClassVar[str] = "distributed_gaussian"
+
+    local_std: float
+    num_shares: int
+    dimension: int
+    l2_sensitivity: float
+
+    def __post_init__(self) -> None:
+        # The theorem on sums needs σ ≥ 1/2.
+        check_number(self.name, "local_std", self.local_std, minimum=0.5)
+        check_int(self.name, "num_shares", self.num_shares, minimum=1)
+        check_int(self.name, "dimension", self.dimension, minimum=1)
+        _positive(self.name, "l2_sensitivity", self.l2_sensitivity)
+
+    @property
+    def tau(self) -> float:
+        """How far the sum is from a discrete Gaussian: |log ratio of probabilities| ≤ τ/2 for each value.
+
+        τ = 10 · Σ_{k<n} exp(−2π²σ²k/(k + 1)), n shares of parameter σ (their Theorem 1).
+        """
+        k = np.arange(1, self.num_shares, dtype=np.float64)
+        return float(10.0 * np.sum(np.exp(-2.0 * (np.pi * self.local_std) ** 2 * k / (k + 1.0))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedSkellam:
+    """A sum of independent Skellam values, one from each client, which is Skellam (Agarwal et al. 2021).
+
+    Parameters
+    ----------
+    local_std : float
+        The standard deviation of one share, in grid steps.
+    num_shares : int
+        The fewest shares in a sum that are unknown to the adversary: survivors without those who collude.
+    l2_sensitivity, l1_sensitivity : float
+        The largest norms of one contribution, in grid steps, after rounding.
+    """
+
+    name: ClassVar[str] = "distributed_skellam"
+
+    local_std: float
+    num_shares: int
+    l2_sensitivity: float
+    l1_sensitivity: float
+
+    def __post_init__(self) -> None:
+        _positive(self.name, "local_std", self.local_std)
+        check_int(self.name, "num_shares", self.num_shares, minimum=1)
+        _positive(self.name, "l2_sensitivity", self.l2_sensitivity)
+        _positive(self.name, "l1_sensitivity", self.l1_sensitivity)
+
+    @property
+    def total(self) -> Skellam:
+        """The noise on the sum."""
+        return Skellam(
+            variance=self.num_shares * self.local_std**2,
+            l2_sensitivity=self.l2_sensitivity,
+            l1_sensitivity=self.l1_sensitivity,
+        )
+
+
+Mechanism = Gaussian | Laplace | DiscreteGaussian | Skellam | DistributedGaussian | DistributedSkellam
 
 
 def joint_noise_multiplier(*noise_multipliers: float) -> float:

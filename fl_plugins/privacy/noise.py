@@ -9,7 +9,7 @@ argument use discrete noise on integers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,15 +44,28 @@ def add_gaussian(
     ConfigError
         If a value is not finite, or so large beside ``std`` that float64 would lose the noise's low bits.
     """
-    grid = grid_for(std)
+    return add_on_grid(total, std, lambda count: source.normal(count, std=std))
+
+
+def add_on_grid(
+    total: Mapping[str, NDArray[Any]], scale: float, draw: Callable[[int], NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """Return ``total`` plus ``draw(size)`` on every array, rounded to the grid of ``scale``; inputs stay.
+
+    Raises
+    ------
+    ConfigError
+        If a value is not finite, or so large beside ``scale`` that float64 would lose the noise's low bits.
+    """
+    grid = grid_for(scale)
     most = grid * 2.0**52
     noised = {}
     for key, value in total.items():
-        if not np.all(np.abs(np.asarray(value, dtype=np.float64)) < most):  # NaN is not smaller either
+        exact = np.asarray(value, dtype=np.float64)
+        if not np.all(np.abs(exact) < most):  # NaN is not smaller either
             raise ConfigError(
                 f"noise: {key} has a value that is not finite, or not below {most:g}, beside which noise of "
-                f"std {std:g} does not have its distribution in float64; clip what is summed."
+                f"scale {scale:g} does not have its distribution in float64; clip what is summed."
             )
-        noise = source.normal(value.size, std=std).reshape(value.shape)
-        noised[key] = np.asarray(np.rint((np.asarray(value, dtype=np.float64) + noise) / grid) * grid)
+        noised[key] = np.asarray(np.rint((exact + draw(exact.size).reshape(exact.shape)) / grid) * grid)
     return noised

@@ -12,11 +12,20 @@ from typing import Any, Self
 
 from fl_plugins.errors import ConfigError, DataError
 
-from .mechanisms import DiscreteGaussian, Gaussian, Laplace, Mechanism, Skellam
+from .mechanisms import (
+    DiscreteGaussian,
+    DistributedGaussian,
+    DistributedSkellam,
+    Gaussian,
+    Laplace,
+    Mechanism,
+    Skellam,
+)
 from .sampling import Everyone, FixedSize, Poisson, Sampling
-from .units import NeighborRelation
+from .units import Adjacency, NeighborRelation
 
-_MECHANISMS = {kind.name: kind for kind in (Gaussian, Laplace, DiscreteGaussian, Skellam)}
+_DISTRIBUTED = (DistributedGaussian, DistributedSkellam)
+_MECHANISMS = {kind.name: kind for kind in (Gaussian, Laplace, DiscreteGaussian, Skellam, *_DISTRIBUTED)}
 _SAMPLINGS = {"everyone": Everyone, "poisson": Poisson, "fixed_size": FixedSize}
 
 
@@ -59,6 +68,13 @@ class Release:
             raise ConfigError(
                 f"privacy: {self.mechanism.name} noise is accounted without amplification by sampling, but "
                 f"the sampling is {owner}; use Everyone() or Gaussian noise."
+            )
+
+        if isinstance(self.mechanism, _DISTRIBUTED) and adjacency is Adjacency.ADD_REMOVE:
+            raise ConfigError(
+                f"privacy: {self.mechanism.name}: a client that leaves takes its share of the noise along, "
+                "so the two sums differ in their noise too and adjacency='add_remove' has no accounting; use "
+                "zero_out or replace."
             )
 
     @property
