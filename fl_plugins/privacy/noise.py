@@ -48,7 +48,7 @@ def add_gaussian(
 
 
 def add_on_grid(
-    total: Mapping[str, NDArray[Any]], scale: float, draw: Callable[[int], NDArray[np.float64]]
+    total: Mapping[str, NDArray[Any]], scale: float, draw: Callable[[int], NDArray[np.floating[Any]]]
 ) -> dict[str, NDArray[np.float64]]:
     """Return ``total`` plus ``draw(size)`` on every array, rounded to the grid of ``scale``; inputs stay.
 
@@ -67,5 +67,7 @@ def add_on_grid(
                 f"noise: {key} has a value that is not finite, or not below {most:g}, beside which noise of "
                 f"scale {scale:g} does not have its distribution in float64; clip what is summed."
             )
-        noised[key] = np.asarray(np.rint((exact + draw(exact.size).reshape(exact.shape)) / grid) * grid)
+        noised[key] = np.asarray(
+            np.rint((exact + draw(exact.size).reshape(exact.shape)) / grid) * grid, dtype=np.float64
+        )
     return noised

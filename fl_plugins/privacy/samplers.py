@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_plugins.checks import check_number
-from fl_plugins.errors import ConfigError
 
 from .noise import add_on_grid
 from .random import NoiseSource
