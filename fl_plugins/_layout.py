@@ -69,6 +69,12 @@ class Layout:
         return tuple(entry.key for entry in self.float_entries)
 
     @cached_property
+    def trained_keys(self) -> tuple[str, ...]:
+        """Float keys that gradients train: those of ``params/``, or all if there are none."""
+        named = tuple(key for key in self.float_keys if key.startswith("params/"))
+        return named or self.float_keys
+
+    @cached_property
     def other_keys(self) -> tuple[str, ...]:
         """Keys of the integer and bool arrays."""
         return tuple(entry.key for entry in self.entries if not is_float(entry.dtype))

@@ -16,8 +16,6 @@ from .privacy.clipping import Clipped, clip_l2, clip_l2_per_layer
 from .records import Layout
 from .training import NamedArrays
 
-_TRAINED = "params/"
-
 Floats = dict[str, NDArray[np.float64]]
 
 
@@ -41,9 +39,8 @@ def trained_keys(owner: str, layout: Layout, *, keep_others: bool) -> tuple[str,
     ConfigError
         If the model has others (normalisation statistics, counters) and is not told to keep them as they are.
     """
-    floats = layout.float_keys
-    named = tuple(key for key in floats if key.startswith(_TRAINED)) or floats
-    others = sorted({*floats, *layout.other_keys}.difference(named))
+    named = layout.trained_keys
+    others = sorted({*layout.float_keys, *layout.other_keys}.difference(named))
     if others and not keep_others:
         raise ConfigError(
             f"{owner}: the model has {others[0]!r} ({len(others)} arrays that are not trained by gradients), "

@@ -19,28 +19,17 @@ from numpy.typing import NDArray
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregate, Aggregator, Foldable, call_rule
 from fl_plugins.contracts import Access, Weighting
-from fl_plugins.errors import (
-    ConfigError,
-    ConfigTypeError,
-    PreconditionError,
-)
 from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named, to_named
 from fl_plugins.run_options import EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
-from .cohort import Cohort, Tally, make_messages
+from .cohort import Cohort, Tally, make_messages, under_way
 from .folding import Fold, Folds, nodes_may_sum
 from .options import Settings, StrategyOptions
-from .replies import (
-    ClientReply,
-    Metrics,
-    mean_metrics,
-    median_metrics,
-    to_metric_record,
-)
+from .replies import ClientReply, Metrics, claimed_examples, mean_metrics, median_metrics, to_metric_record
 from .roster import Roster
 from .rounds import run_rounds
-from .rules import Role, RuleState, describe_rule, for_cohort
+from .rules import Role, RuleState, check_fallback, describe_rule, for_cohort, rule_or_fallback
 from .server_optimizer import ServerOptimizer, floats_of, step
 from .session import Phase, Session
 
@@ -91,14 +80,7 @@ class FederatedStrategy(Strategy):
         self.weighting = weighting
         self.settings = Settings(**cast(dict[str, Any], options))
         self.server_optimizer = None if transformation is None else ServerOptimizer(transformation)
-        if self.fallback is not None and not isinstance(self.fallback, Aggregator):
-            raise ConfigTypeError(
-                f"strategy: fallback={self.fallback!r}, but it is a rule, for example median()."
-            )
-        if self.fallback is not None and self.settings.on_shortfall == "raise":
-            raise ConfigError(
-                "strategy: on_shortfall='raise' ends the run where fallback would stand in; give one of them."
-            )
+        check_fallback(self.fallback, on_shortfall=self.settings.on_shortfall)
         self.tally = Tally()
         self._rule_state = RuleState()
         self._session = Session()
@@ -241,15 +223,16 @@ class FederatedStrategy(Strategy):
 
     def describe(self) -> str:
         """Return one line that identifies the rule and every setting."""
-        changed = [
-            f"{name}={value!r}"
-            for name, value in vars(self.settings).items()
-            if value != getattr(Settings, name)
-        ]
         fallback = [] if self.fallback is None else [f"fallback={describe_rule(self.fallback)}"]
         optimizer = self.server_optimizer
         stepped = [] if optimizer is None else [f"server optimizer {optimizer.fingerprint()}"]
-        parts = [describe_rule(self.aggregator), self.weighting, *changed, *fallback, *stepped]
+        parts = [
+            describe_rule(self.aggregator),
+            self.weighting,
+            *self.settings.changed(),
+            *fallback,
+            *stepped,
+        ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def aggregate_rows(
@@ -291,8 +274,8 @@ class FederatedStrategy(Strategy):
     ) -> list[Message]:
         """Sample a cohort, remember it, and return its messages (none if the phase is switched off)."""
         session, settings = self._session, self.settings
-        again = self._cohort is not None and (self._cohort.phase, self._cohort.number) == (phase, number)
-        attempt = self._cohort.attempt + 1 if again and self._cohort else 1
+        last = self._cohort
+        attempt = last.attempt + 1 if last and (last.phase, last.number) == (phase, number) else 1
         base = to_named(arrays)
         rule = self.aggregator
         clients, available = self.draw(grid, phase, number, attempt)
@@ -338,20 +321,15 @@ class FederatedStrategy(Strategy):
 
     def _current(self, phase: Phase, number: int) -> Cohort:
         """Return the cohort whose replies are being aggregated."""
-        cohort = self._cohort
-        if cohort is None or (cohort.phase, cohort.number) != (phase, number):
-            raise ConfigError(
-                f"{type(self).__name__}: aggregate_{phase} of round {number} without configure_{phase} of "
-                "the same round; the update is reply − global, so call configure first."
-            )
-        return cohort
+        return under_way(self._cohort, phase, number, owner=type(self).__name__)
 
     def _judge(
         self, cohort: Cohort, replies: Iterable[Message], fold: Folds | None = None
     ) -> tuple[list[ClientReply], Tally]:
         """Return the usable replies and the count of all."""
-        emit = self._session.emit
-        return cohort.judge(replies, self.settings, weighted=self._weighted, emit=emit, fold=fold)
+        return cohort.judge(
+            replies, self.settings, weighted=self._weighted, emit=self._session.emit, fold=fold
+        )
 
     @property
     def _weighted(self) -> bool:
@@ -360,25 +338,19 @@ class FederatedStrategy(Strategy):
 
     def _rule_for(self, cohort: Cohort, accepted: int) -> tuple[Role, Aggregator]:
         """Return the rule, or the fallback if the rule needs more updates than were accepted."""
-        try:
-            cohort.rule.check(accepted)
-        except PreconditionError as error:
-            if self.fallback is None:
-                raise
-            fallback = for_cohort(self.fallback, len(cohort.clients))
-            fallback.check(accepted)
-            logger.warning("round %d: %s stands in: %s", cohort.number, fallback.name, error)
+        role, rule, reason = rule_or_fallback(
+            cohort.rule, self.fallback, asked=len(cohort.clients), accepted=accepted
+        )
+        if role == "fallback":
+            logger.warning("round %d: %s stands in: %s", cohort.number, rule.name, reason)
             self._session.emit(
-                "fallback_used", round=cohort.number, accepted=accepted, rule=fallback.name, reason=str(error)
+                "fallback_used", round=cohort.number, accepted=accepted, rule=rule.name, reason=reason
             )
-            return "fallback", fallback
-        return "aggregator", cohort.rule
+        return role, rule
 
     def _weights(self, accepted: Sequence[ClientReply]) -> NDArray[np.float64] | None:
         """Return the claimed numbers of examples, or ``None`` for equal weights."""
-        if self.weighting is Weighting.UNIFORM:
-            return None
-        return np.array([reply.num_examples for reply in accepted], dtype=np.float64)
+        return claimed_examples(accepted) if self._weighted else None
 
     def _aggregate(
         self,
@@ -434,5 +406,4 @@ class FederatedStrategy(Strategy):
         """Average metrics under a linear rule; take medians where clients are not trusted."""
         if self.aggregator.contract.access is Access.EVERY_UPDATE:
             return median_metrics(accepted)
-        weights = self._weights(accepted)
-        return mean_metrics(accepted, [1.0] * len(accepted) if weights is None else weights.tolist())
+        return mean_metrics(accepted, self._weights(accepted))

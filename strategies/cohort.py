@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregator
-from fl_plugins.errors import DivergenceError, QuorumError, ReplyError
+from fl_plugins.errors import ConfigError, DivergenceError, QuorumError, ReplyError
 from fl_plugins.finiteness import Range, float_ranges
 from fl_plugins.records import Layout
 from fl_plugins.run_options import Emit
@@ -210,6 +210,22 @@ class Cohort:
         except ReplyError as error:
             return NodeReply(outcomes=dict.fromkeys(clients, error))
         return NodeReply(outcomes={client: reply})
+
+
+def under_way(cohort: Cohort | None, phase: Phase, number: int, *, owner: str) -> Cohort:
+    """Return ``cohort`` if it is that of round ``number``.
+
+    Raises
+    ------
+    ConfigError
+        If ``owner`` was not asked to configure this exchange, or has configured another one since.
+    """
+    if cohort is None or (cohort.phase, cohort.number) != (phase, number):
+        raise ConfigError(
+            f"{owner}: aggregate_{phase} of round {number} without configure_{phase} of "
+            "the same round; the update is reply − global, so call configure first."
+        )
+    return cohort
 
 
 def make_messages(

@@ -102,6 +102,12 @@ class Settings:
                 "stands in is given as fallback."
             )
 
+    def changed(self) -> list[str]:
+        """Return ``name=value`` of every setting that is not its default."""
+        return [
+            f"{name}={value!r}" for name, value in vars(self).items() if value != getattr(type(self), name)
+        ]
+
     def cohort_size(self, phase: Literal["train", "evaluate"], num_connected: int) -> int:
         """Return how many nodes a cohort needs when ``num_connected`` are there; 0 skips the phase."""
         exact: int | None = getattr(self, f"num_{phase}_nodes")

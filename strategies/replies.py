@@ -6,7 +6,7 @@ an unusable one is refused with its reason; the round goes on with the others.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,15 @@ def read_reply(
     return ClientReply(client, message.metadata.src_node_id, arrays, num_examples, metrics)
 
 
-def mean_metrics(replies: Sequence[ClientReply], weights: Sequence[float]) -> Metrics:
+def claimed_examples(replies: Sequence[ClientReply]) -> NDArray[np.float64]:
+    """Return how many examples the clients say they have; all must say (float64, one a reply)."""
+    return np.array([reply.num_examples for reply in replies], dtype=np.float64)
+
+
+def mean_metrics(replies: Sequence[ClientReply], weights: Iterable[float] | None = None) -> Metrics:
     """Return the weighted mean of every metric over the replies that report it (in the commonest shape)."""
-    return _combine(replies, lambda values, share: np.average(values, axis=0, weights=share), weights)
+    counted = np.ones(len(replies)) if weights is None else weights
+    return _combine(replies, lambda values, share: np.average(values, axis=0, weights=share), counted)
 
 
 def median_metrics(replies: Sequence[ClientReply]) -> Metrics:
@@ -84,7 +90,7 @@ def median_metrics(replies: Sequence[ClientReply]) -> Metrics:
     return _combine(
         replies,
         lambda values, _: np.median(values, axis=0),
-        [1.0] * len(replies),
+        np.ones(len(replies)),
         least_reports=(len(replies) + 1) // 2,
     )
 
@@ -97,7 +103,7 @@ def to_metric_record(metrics: Mapping[str, float | list[float]]) -> MetricRecord
 def _combine(
     replies: Sequence[ClientReply],
     combine: Callable[[NDArray[np.float64], NDArray[np.float64]], Any],
-    weights: Sequence[float],
+    weights: Iterable[float],
     *,
     least_reports: int = 1,
 ) -> Metrics:

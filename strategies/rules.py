@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from fl_plugins.aggregation.core import Aggregator, CohortRule, Stateful
-from fl_plugins.errors import StructureError
+from fl_plugins.errors import ConfigError, ConfigTypeError, PreconditionError, StructureError
 from fl_plugins.records import Layout
 from fl_plugins.training import NamedArrays
 
@@ -56,6 +56,45 @@ class RuleState:
 def for_cohort(rule: Aggregator, size: int) -> Aggregator:
     """Return the rule for a cohort of ``size``: a part of it is fixed now, not by who answers."""
     return rule.for_cohort(size) if isinstance(rule, CohortRule) else rule
+
+
+def check_fallback(fallback: object, *, on_shortfall: str) -> None:
+    """Check the rule that is to stand in, if there is one.
+
+    Raises
+    ------
+    ConfigTypeError
+        If it is not a rule.
+    ConfigError
+        If the run ends where it would stand in.
+    """
+    if fallback is not None and not isinstance(fallback, Aggregator):
+        raise ConfigTypeError(f"strategy: fallback={fallback!r}, but it is a rule, for example median().")
+    if fallback is not None and on_shortfall == "raise":
+        raise ConfigError(
+            "strategy: on_shortfall='raise' ends the run where fallback would stand in; give one of them."
+        )
+
+
+def rule_or_fallback(
+    rule: Aggregator, fallback: Aggregator | None, *, asked: int, accepted: int
+) -> tuple[Role, Aggregator, str]:
+    """Return who combines ``accepted`` updates of a cohort of ``asked``, and why it is not ``rule``.
+
+    Raises
+    ------
+    PreconditionError
+        If neither can work on so few.
+    """
+    try:
+        rule.check(accepted)
+    except PreconditionError as error:
+        if fallback is None:
+            raise
+        stand_in = for_cohort(fallback, asked)
+        stand_in.check(accepted)
+        return "fallback", stand_in, str(error)
+    return "aggregator", rule, ""
 
 
 def describe_rule(rule: Aggregator) -> str:

@@ -20,8 +20,6 @@ from fl_plugins.training import NamedArrays
 if TYPE_CHECKING:
     import optax
 
-_TRAINED = "params/"
-
 
 class ServerOptimizer:
     """Holds the transformation and its state; the state is created by the first update.
@@ -62,7 +60,7 @@ class ServerOptimizer:
         An optax transformation is a pair of closures that cannot be compared; two with other
         hyperparameters behave otherwise.
         """
-        probe = {_TRAINED + "probe": np.linspace(-1.0, 2.0, 7)}
+        probe = {"probe": np.linspace(-1.0, 2.0, 7)}
         optimizer = ServerOptimizer(self._transformation)
         for scale in (1.0, -0.5, 2.0):
             probe = optimizer.step(probe, {key: scale * np.cos(value) for key, value in probe.items()})
@@ -90,9 +88,8 @@ class ServerOptimizer:
 
 
 def _trained(parameters: NamedArrays) -> NamedArrays:
-    """Return the trainable arrays: those of ``params/``, or all if the model names no such collection."""
-    named = any(key.startswith(_TRAINED) for key in parameters)
-    return {key: _wide(value) for key, value in parameters.items() if key.startswith(_TRAINED) or not named}
+    """Return the arrays that gradients train."""
+    return {key: _wide(parameters[key]) for key in Layout.of(parameters).trained_keys}
 
 
 def _wide(array: Any) -> Any:
