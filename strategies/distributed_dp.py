@@ -37,7 +37,10 @@ from .session import Phase
 logger = logging.getLogger("flwr.fl_plugins")
 
 _LARGEST_MODEL = 1 << 32
-"""The ring's grid is finest for the largest models: what this size is refused for, every model is."""
+"""Entries. Noise that is too little for the ring's grid at this size is too little for every model."""
+
+_SMALLEST_MODEL = 1
+"""A target that rounding keeps out of reach at this size is out of reach for every model."""
 
 _STATE = "distributed_dp/state"
 """Where a checkpoint keeps how many releases the ledger had."""
@@ -185,10 +188,11 @@ class DistributedDp(SecureAggregation):
         self.settings = replace(self.settings, min_available_nodes=least)
         self.population = population
         self._given, self._planned_for = settings, 0
-        self.secure = self._settings_for(_LARGEST_MODEL)
+        size = _LARGEST_MODEL if self._target is None else _SMALLEST_MODEL
+        self.secure = self._settings_for(size)
         self.budget = PrivacyBudget(
             DISTRIBUTED,
-            self.secure.release(_LARGEST_MODEL),
+            self.secure.release(size),
             population=population,
             delta=delta,
             max_epsilon=target_epsilon if max_epsilon is None else max_epsilon,

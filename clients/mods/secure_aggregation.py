@@ -125,6 +125,8 @@ class SecureAggregation(SecureSettings):
         if stage is session.stage:  # any other is refused by the session itself
             earlier.claim(stage)
         reply = session.answer(stage, body)
+        if reply.vector is not None:
+            self._vector_leaves(context)
         if session.stage is Stage.CLOSED:
             earlier.forget()
         return session, reply
@@ -158,6 +160,7 @@ class SecureAggregation(SecureSettings):
                     f"{LAYER}: the round's {name} is not that of the message; this node was given something "
                     "else than the others; nothing was sent."
                 )
+        self._before_training(context, layout)
         encoded = self._encode(call_next(message, context), received, layout, parameters)
         session, reply = ClientSession.begin(
             body,
@@ -173,6 +176,12 @@ class SecureAggregation(SecureSettings):
         Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
         context.state[_PROGRESS] = ConfigRecord({wire.SECAGG_BODY: Progress.of(parameters).to_bytes()})
         return session, reply
+
+    def _before_training(self, context: Context, layout: Layout) -> None:
+        """Do what a layer that is more than this one must before the app sees the model."""
+
+    def _vector_leaves(self, context: Context) -> None:
+        """Do what a layer that is more than this one must when the masked vector leaves."""
 
     def _encode(
         self, trained: Message, received: NamedArrays, layout: Layout, parameters: RoundParameters
