@@ -26,6 +26,7 @@ from strategies import DistributedDp, FedAvg
 
 from .federation import LOSS, MODEL, WatchedGrid, initial, run, stage_of, stock_app, trainer
 from .private_federation import GIVEN, Events, N, fix_noise, ledger_lines, of, private
+from .test_attacks import operators
 
 
 @pytest.fixture(autouse=True)
@@ -218,6 +219,17 @@ def test_a_node_whose_app_fails_drops_out_and_does_not_say_why() -> None:
     assert (event["survivors"], event["dropped"]) == (5, {"advertise": ["node-2"]})
     (failed,) = [each for each in of(events, "reply") if each["status"] == "failed"]
     assert "4711" not in failed["reason"]
+
+
+def test_the_malicious_tier_carries_the_noise_too(tmp_path: Path) -> None:
+    events: Events = []
+    grid = WatchedGrid(
+        num_nodes=N, node_configs=operators(tmp_path, N), silent_at={Stage.MASK: [2], Stage.CONFIRM: [4]}
+    )
+    run(private(tier="malicious"), grid, events=events)
+    (event,) = of(events, "secure_aggregation")
+    assert (event["tier"], event["survivors"]) == ("malicious", 5)
+    assert of(events, "privacy")
 
 
 # -- What is charged -----------------------------------------------------------------------------------
