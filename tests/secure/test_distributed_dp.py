@@ -223,9 +223,7 @@ def test_a_node_whose_app_fails_drops_out_and_does_not_say_why() -> None:
 
 def test_the_malicious_tier_carries_the_noise_too(tmp_path: Path) -> None:
     events: Events = []
-    grid = WatchedGrid(
-        num_nodes=N, node_configs=operators(tmp_path, N), silent_at={Stage.MASK: [2], Stage.CONFIRM: [4]}
-    )
+    grid = WatchedGrid(num_nodes=N, node_configs=operators(tmp_path, N), silent_at={Stage.MASK: [2]})
     run(private(tier="malicious"), grid, events=events)
     (event,) = of(events, "secure_aggregation")
     assert (event["tier"], event["survivors"]) == ("malicious", 5)
