@@ -21,7 +21,7 @@ from fl_plugins import wire
 from fl_plugins.aggregation.core import Foldable
 from fl_plugins.aggregation.streaming import WeightedSum
 from fl_plugins.contracts import Access, Contract, Weighting
-from fl_plugins.errors import ConfigError, ContractError, EncodingError, QuorumError, RoundAbortedError
+from fl_plugins.errors import ConfigError, ContractError, EncodingError, QuorumError
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
@@ -380,5 +380,5 @@ def _decode(encoding: Encoding, total: SecureSum, number: int) -> DecodedSum:
     """Read the sum; one that cannot be right ends the attempt."""
     try:
         return encoding.decode(total.vector, len(total.survivors))
-    except (EncodingError, RoundAbortedError) as error:
+    except EncodingError as error:
         raise QuorumError(f"round {number}: {error}") from error

@@ -23,8 +23,8 @@ from fl_plugins.secagg import server as protocol
 from strategies import FedAvg, Krum, RootTrust, SecureAggregation
 
 from .federation import MODEL, WatchedGrid, run, secure, stock_app, trainer
-from .private_federation import Events, N, fix_noise, ledger_lines, of, private
-from .test_attacks import VICTIM, announced, assert_refused, attack, lowered
+from .private_federation import GIVEN, Events, N, fix_noise, ledger_lines, of, private
+from .test_attacks import VICTIM, announced, assert_refused, attack, lowered, operators, other_layers
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,8 @@ LIES = {
     "no honest share": (announced(corrupt=0.5, min_clients=4), "at least 2 must be left whose noise"),
     "weights": (announced(weighting="examples"), "every client counts the same"),
     "a metric slipped in": (announced(metrics=("loss",)), "nothing but the noisy update is released"),
+    "the plain layer around it": (other_layers("secure_aggregation()", "own"), "must be there once"),
+    "the plain layer inside": (other_layers("own", "secure_aggregation()"), "must be there once"),
     "a longer vector": (lowered(length=9000), "length is not that of the message"),
 }  # fmt: skip
 
@@ -112,6 +114,16 @@ def test_a_nodes_policy_can_demand_the_noise(tmp_path: Path, demand: str, said: 
     reasons = [event["reason"] for event in events if event["event"] == "reply" and event["reason"]]
     assert len(reasons) == (said is not None)
     assert said is None or said in reasons[0]
+
+
+def test_a_node_whose_demand_for_noise_names_the_malicious_tier_needs_a_roster(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[layers.distributed_dp]\ntier = 'malicious'")
+    configs = {**operators(tmp_path, N), VICTIM: {"policy": str(policy)}}
+    grid = WatchedGrid(num_nodes=N, node_configs=configs)
+    run(private(tier="malicious"), grid)
+    (error,) = [reply.error.reason for reply in grid.replies if reply.has_error()]
+    assert "required_tier is malicious, but the roster is empty" in error
 
 
 def test_a_node_that_demands_noise_takes_part_in_no_secure_round_without(tmp_path: Path) -> None:
@@ -196,6 +208,12 @@ def test_a_model_that_is_not_protected_is_refused_before_anything_is_sent(
     with grid, pytest.raises((ConfigError, ContractError), match=said):
         private(**options).run(grid, record, RunOptions(num_rounds=1))
     assert grid.sent == []
+
+
+def test_a_run_waits_for_as_many_clients_as_a_sum_needs() -> None:
+    assert private().settings.min_available_nodes == GIVEN["min_clients"]
+    inner = FedAvg(weighting="uniform", min_available_nodes=N)
+    assert private(inner).settings.min_available_nodes == N
 
 
 def test_more_clients_than_were_declared_are_refused() -> None:
