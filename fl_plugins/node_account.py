@@ -1,4 +1,4 @@
-"""A node's own account of local differential privacy, which no server can reset.
+"""A node's own account of local and distributed differential privacy, which no server can reset.
 
 Keys of the node's own config (``--node-config 'privacy-ledger="/var/lib/fl/privacy.jsonl"
 max-epsilon=8.0'``):

@@ -44,6 +44,9 @@ POLICY = "policy"
 _OWN = "fl-plugins"
 """Our distribution, whose plugins have no need of an owner in a policy."""
 
+_INCLUDED = {"distributed_dp": "secure_aggregation"}
+"""A layer that is another one and more: it announces all that the other does, and meets demands for it."""
+
 Demand = Mapping[str, bool | int | float | str]
 
 
@@ -241,7 +244,8 @@ def _names(wanted: str, spec: Spec) -> bool:
 
     Another owner's plugin of that name is not: it is anybody's code that happens to be installed.
     """
-    return wanted == _full_name(spec) or (wanted == spec.name and spec.owner == _OWN)
+    ours = spec.owner in (None, _OWN) and wanted in (spec.name, _INCLUDED.get(spec.name))
+    return ours or wanted == _full_name(spec)
 
 
 def _unmet(demand: Demand, announced: Mapping[str, object]) -> list[str]:

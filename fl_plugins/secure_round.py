@@ -8,16 +8,17 @@ same.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import wire
 from .checks import check_int, check_number
 from .contracts import Weighting
 from .errors import ConfigError, PolicyViolationError
 from .records import Layout
-from .secagg import FixedPoint, RoundParameters, Stage, Tier
+from .secagg import DecodedSum, FixedPoint, RoundParameters, Stage, Tier
 from .secagg.keys import tagged_hash
 from .spec import Spec
 from .training import NamedArrays
@@ -25,8 +26,24 @@ from .training import NamedArrays
 LAYER = "secure_aggregation"
 """Name of the strategy, of the client's mod and of the announced layer."""
 
+DISTRIBUTED = "distributed_dp"
+"""The same for secure aggregation of vectors with noise: :mod:`fl_plugins.distributed_privacy`."""
+
 STAGES = (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK)
 """A stage's place is its number on the wire; the first travels with the model and has none."""
+
+
+class Encoding(Protocol):
+    """How the ring words of a sum are read."""
+
+    @property
+    def length(self) -> int:
+        """Words of a vector."""
+        ...
+
+    def decode(self, words: NDArray[Any], num_clients: int) -> DecodedSum:
+        """Read the sum of ``num_clients`` vectors."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +73,8 @@ class SecureSettings:
         Their largest magnitude.
     """
 
+    layer: ClassVar[str] = LAYER
+
     tier: Literal["honest-but-curious", "malicious"] = "honest-but-curious"
     num_bits: Literal[16, 32] = 32
     clip: float = 1.0
@@ -74,22 +93,24 @@ class SecureSettings:
             ("weighting", [weighting.value for weighting in Weighting]),
         ):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{LAYER}: {name}={getattr(self, name)!r}, but it is one of {choices}.")
+                raise ConfigError(
+                    f"{self.layer}: {name}={getattr(self, name)!r}, but it is one of {choices}."
+                )
         for name in ("clip", "max_weight", "max_metric"):
-            check_number(LAYER, name, getattr(self, name), minimum=0.0, open_below=True)
+            check_number(self.layer, name, getattr(self, name), minimum=0.0, open_below=True)
         for name in ("corrupt", "dropout"):
-            check_number(LAYER, name, getattr(self, name), minimum=0.0, maximum=0.5)
+            check_number(self.layer, name, getattr(self, name), minimum=0.0, maximum=0.5)
         # Two is a sum in which everyone sees the other: the protocol's own least, not a recommendation.
-        check_int(LAYER, "min_clients", self.min_clients, minimum=2)
+        check_int(self.layer, "min_clients", self.min_clients, minimum=2)
         if len(set(self.metrics)) != len(self.metrics) or wire.NUM_EXAMPLES in self.metrics:
             raise ConfigError(
-                f"{LAYER}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} is "
-                "the weight, which travels anyway."
+                f"{self.layer}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} "
+                "is the weight, which travels anyway."
             )
 
     def spec(self) -> str:
         """Return the announcement."""
-        return str(Spec(LAYER, kwargs=tuple(asdict(self).items())))
+        return str(Spec(self.layer, kwargs=tuple(asdict(self).items())))
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -113,6 +134,14 @@ class SecureSettings:
             metrics=self.bounds,
         )
 
+    def num_words(self, cohort: int, layout: Layout) -> int:
+        """Return how many ring words a client's vector has."""
+        return self.fixed_point(cohort, layout).length
+
+    def encoding(self, parameters: RoundParameters, layout: Layout) -> Encoding:
+        """Return how the sum of one attempt is read."""
+        return self.fixed_point(parameters.cohort, layout)
+
     def layout_digest(self, layout: Layout) -> bytes:
         """Return the hash of what a vector holds: the model's arrays, the weights, the metrics."""
         meaning = json.dumps([self.weighting, self.bounds], sort_keys=True)
@@ -129,13 +158,13 @@ class SecureSettings:
         for name in ("tier", "num_bits", "clip", "max_weight", "corrupt", "dropout"):
             if getattr(parameters, name) != getattr(self, name):
                 raise PolicyViolationError(
-                    f"{LAYER}: the round has {name}={getattr(parameters, name)!r}, but the message announces "
-                    f"{getattr(self, name)!r}; nothing was sent."
+                    f"{self.layer}: the round has {name}={getattr(parameters, name)!r}, but the message "
+                    f"announces {getattr(self, name)!r}; nothing was sent."
                 )
         if parameters.min_clients < self.min_clients:
             raise PolicyViolationError(
-                f"{LAYER}: the round has min_clients={parameters.min_clients}, but the message announces "
-                f"{self.min_clients}; nothing was sent."
+                f"{self.layer}: the round has min_clients={parameters.min_clients}, but the message "
+                f"announces {self.min_clients}; nothing was sent."
             )
 
 

@@ -9,6 +9,7 @@ from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
 from .centered_clipping import CenteredClipping
+from .distributed_dp import DistributedDp
 from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
 from .geometric_median import GeometricMedian
@@ -29,6 +30,7 @@ __all__ = [
     "Bulyan",
     "Caf",
     "CenteredClipping",
+    "DistributedDp",
     "DpFedAvg",
     "FedAvg",
     "FederatedStrategy",

@@ -35,6 +35,31 @@ def planned_noise_multiplier(
     ConfigError
         Unless exactly one of ``noise_multiplier`` and ``target_epsilon`` with ``num_rounds`` is given.
     """
+    target = read_target(
+        owner, delta, noise_multiplier=noise_multiplier, target_epsilon=target_epsilon, num_rounds=num_rounds
+    )
+    if target is None:
+        assert noise_multiplier is not None, "one of them is given"
+        return float(noise_multiplier)
+    budget, rounds = target
+    return plan(budget, rounds=rounds, sampling=sampling, relation=relation).noise_multiplier
+
+
+def read_target(
+    owner: str,
+    delta: float,
+    *,
+    noise_multiplier: float | None,
+    target_epsilon: float | None,
+    num_rounds: int | None,
+) -> tuple[Budget, int] | None:
+    """Return what is to be kept and for how many releases; ``None`` if the noise is given instead.
+
+    Raises
+    ------
+    ConfigError
+        Unless exactly one of ``noise_multiplier`` and ``target_epsilon`` with ``num_rounds`` is given.
+    """
     check_delta(owner, delta)
     planned = (target_epsilon is not None) + (num_rounds is not None)
     if planned != (2 if noise_multiplier is None else 0):
@@ -43,11 +68,9 @@ def planned_noise_multiplier(
             f"{num_rounds}; give either noise_multiplier, or target_epsilon with num_rounds."
         )
     if target_epsilon is None or num_rounds is None:
-        assert noise_multiplier is not None, "one of them is given"
-        return float(noise_multiplier)
+        return None
     check_int(owner, "num_rounds", num_rounds, minimum=1)
-    budget = Budget(epsilon=target_epsilon, delta=delta)
-    return plan(budget, rounds=num_rounds, sampling=sampling, relation=relation).noise_multiplier
+    return Budget(epsilon=target_epsilon, delta=delta), num_rounds
 
 
 class PrivacyBudget:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl_plugins.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from fl_plugins.errors import CheckpointError, ConfigError, PreconditionError, QuorumError
+from fl_plugins.errors import BudgetError, CheckpointError, ConfigError, PreconditionError, QuorumError
 from fl_plugins.records import Layout, from_named, to_named
 from fl_plugins.run_options import RunOptions
 from fl_plugins.training import NamedArrays
@@ -110,8 +110,11 @@ class _Run:
             self._begin()
             reason = self._stop_reason()
             while reason is None and self.state.round < self.options.num_rounds:
-                self._round(self.state.round + 1)
-                reason = self._stop_reason()
+                try:
+                    self._round(self.state.round + 1)
+                    reason = self._stop_reason()
+                except BudgetError as error:  # for another attempt at a round: the model is the last round's
+                    reason = str(error)
                 self._save_if_due(last=reason is not None or self.state.round == self.options.num_rounds)
         except Exception as error:
             self._fail(error)
@@ -134,11 +137,10 @@ class _Run:
             return
         with suppress(AttributeError):  # an exception without a __dict__
             error.result = self._result()  # type: ignore[attr-defined]
-        if self.last_saved != self.state.round:
-            try:
-                self._save_if_due(last=True)
-            except OSError as second:
-                error.add_note(f"and the checkpoint of round {self.state.round} could not be saved: {second}")
+        try:
+            self._save_if_due(last=True)
+        except OSError as second:
+            error.add_note(f"and the checkpoint of round {self.state.round} could not be saved: {second}")
 
     def _begin(self) -> None:
         """Announce the run; take up the checkpoint, or evaluate and save the initial parameters."""
@@ -259,7 +261,8 @@ class _Run:
     def _save_if_due(self, *, last: bool) -> None:
         """Write a checkpoint of the current state, if this round is to be kept."""
         folder = self.options.checkpoint_dir
-        if folder is None or not (last or self.state.round % self.options.checkpoint_every == 0):
+        due = last or self.state.round % self.options.checkpoint_every == 0
+        if folder is None or not due or self.last_saved == self.state.round:
             return
         facts = {"identity": self._identity(), "seed": self.seed, "history": self.state.history.to_facts()}
         facts["dealt"] = self.strategy.dealt()

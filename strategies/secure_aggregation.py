@@ -25,10 +25,10 @@ from fl_plugins.errors import ConfigError, ContractError, EncodingError, QuorumE
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
-from fl_plugins.secagg import DecodedSum, FixedPoint, RoundParameters, SecureSum, ServerSession, Tier
+from fl_plugins.secagg import DecodedSum, RoundParameters, SecureSum, ServerSession, Tier
 from fl_plugins.secagg.parameters import SID_BYTES
 from fl_plugins.secure_identities import read_roster
-from fl_plugins.secure_round import LAYER, SecureSettings, model_digest
+from fl_plugins.secure_round import LAYER, Encoding, SecureSettings, model_digest
 
 from .base import FederatedStrategy
 from .cohort import Cohort
@@ -145,7 +145,7 @@ class SecureAggregation(FederatedStrategy):
         self._roster = None if roster is None else frozenset(read_roster(Path(roster)).values())
         self._grid: Grid | None = None
         self._exchange: SecureExchange | None = None
-        self._encoding: FixedPoint | None = None
+        self._encoding: Encoding | None = None
         self._left_out: tuple[int, frozenset[int]] = (0, frozenset())
 
     # -- Flower's interface ----------------------------------------------------------------------------
@@ -178,8 +178,9 @@ class SecureAggregation(FederatedStrategy):
         if cohort.hosts:
             raise ContractError(f"{LAYER}: {NO_COHORT_NODES}")
         self._grid = grid
-        self._encoding = self.secure.fixed_point(len(cohort.clients), layout)
-        parameters = self._parameters(cohort, messages[0].metadata.run_id, self._encoding.length)
+        length = self.secure.num_words(len(cohort.clients), layout)
+        parameters = self._parameters(cohort, messages[0].metadata.run_id, length)
+        self._encoding = self.secure.encoding(parameters, layout)
         session = ServerSession(parameters, cohort.clients.values(), roster=self._roster)
         requests = session.requests()
         for message in messages:
@@ -342,8 +343,8 @@ class SecureAggregation(FederatedStrategy):
         reason: str,
     ) -> None:
         """Write to the run log what an auditor asks for: the tier, the numbers, who dropped out where."""
-        cohort, clipped = exchange.cohort, 0.0 if decoded is None else decoded.clipped_fraction
-        if clipped > _WARN_CLIPPED:
+        cohort, clipped = exchange.cohort, None if decoded is None else decoded.clipped_fraction
+        if clipped is not None and clipped > _WARN_CLIPPED:
             logger.warning(
                 "round %d: %.2f %% of the update entries were beyond clip=%g and have been clipped; raise it",
                 cohort.number,
@@ -363,7 +364,7 @@ class SecureAggregation(FederatedStrategy):
             dropped={str(stage): clients for stage, clients in exchange.dropped.items()},
             wrong_shares=[] if total is None else [names[node] for node in total.wrong_shares],
             suspects=[names[node] for node in exchange.proven_suspects()],
-            clipped_fraction=None if decoded is None else clipped,
+            clipped_fraction=clipped,
             seconds=round(time.monotonic() - started, 3),
             reason=reason,
         )
@@ -375,7 +376,7 @@ _MEANING = {
 }
 
 
-def _decode(encoding: FixedPoint, total: SecureSum, number: int) -> DecodedSum:
+def _decode(encoding: Encoding, total: SecureSum, number: int) -> DecodedSum:
     """Read the sum; one that cannot be right ends the attempt."""
     try:
         return encoding.decode(total.vector, len(total.survivors))

@@ -24,7 +24,7 @@ from fl_plugins.apps.layers import node_policy
 from fl_plugins.errors import ConfigError
 from fl_plugins.secagg import ClientPolicy, Identity, Tier
 from fl_plugins.secure_identities import read_identity, read_roster
-from fl_plugins.secure_round import LAYER
+from fl_plugins.secure_round import DISTRIBUTED, LAYER
 
 ROSTER = "secagg-roster"
 IDENTITY = "secagg-identity"
@@ -52,11 +52,12 @@ class NodeSecurity:
             If something in it cannot be read: such a node takes part in nothing.
         """
         policy = node_policy(node_config)
-        demand = {} if policy is None else policy.layers.get(LAYER, {})
+        demands = [] if policy is None else [policy.layers.get(name, {}) for name in (LAYER, DISTRIBUTED)]
         roster_file = node_config.get(ROSTER) or (None if policy is None else policy.roster)
         roster = read_roster(Path(str(roster_file))) if roster_file else {}
         identity_file = node_config.get(IDENTITY)
-        tiers = {str(node_config.get(TIER, Tier.HONEST_BUT_CURIOUS)), str(demand.get("tier", ""))} - {""}
+        demanded = {str(demand.get("tier", "")) for demand in demands}
+        tiers = {str(node_config.get(TIER, Tier.HONEST_BUT_CURIOUS)), *demanded} - {""}
         unknown = tiers - {tier.value for tier in Tier}
         if unknown:
             raise ConfigError(

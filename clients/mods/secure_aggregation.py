@@ -12,7 +12,7 @@ failed, goes to the node's own log: an error text can hold a number of examples 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -34,11 +34,14 @@ from fl_plugins.node_policy import announcement
 from fl_plugins.records import Layout, from_ndarray, to_named
 from fl_plugins.registry import Kind, register
 from fl_plugins.secagg import ClientSession, Encoded, Progress, Reply, RoundParameters, Stage
-from fl_plugins.secure_round import LAYER, SecureSettings, model_digest, stage_in
+from fl_plugins.secure_round import DISTRIBUTED, LAYER, SecureSettings, model_digest, stage_in
 from fl_plugins.training import NamedArrays
 
 from ._answered import Answered
 from ._node_security import NodeSecurity
+
+if TYPE_CHECKING:
+    from fl_plugins.secagg.distributed_noise import EncodedShare
 
 logger = logging.getLogger("flwr.fl_plugins")
 
@@ -47,6 +50,9 @@ _PROGRESS = f"{wire.SECAGG}.progress"
 
 _SID = "sid"
 """Beside a saved session: which attempt it is of."""
+
+_LAYERS = frozenset({LAYER, DISTRIBUTED})
+"""Of these exactly one is announced, as the outermost."""
 
 _SLICE = 1 << 20
 """Entries of an update that are computed at a time."""
@@ -119,6 +125,8 @@ class SecureAggregation(SecureSettings):
         if stage is session.stage:  # any other is refused by the session itself
             earlier.claim(stage)
         reply = session.answer(stage, body)
+        if reply.vector is not None:
+            self._vector_leaves(context)
         if session.stage is Stage.CLOSED:
             earlier.forget()
         return session, reply
@@ -145,12 +153,14 @@ class SecureAggregation(SecureSettings):
             ("run_id", context.run_id),
             ("model", model),
             ("layout", self.layout_digest(layout)),
+            ("length", self.num_words(parameters.cohort, layout)),
         ):
             if getattr(parameters, name) != ours:
                 raise PolicyViolationError(
                     f"{LAYER}: the round's {name} is not that of the message; this node was given something "
                     "else than the others; nothing was sent."
                 )
+        self._before_training(context, layout)
         encoded = self._encode(call_next(message, context), received, layout, parameters)
         session, reply = ClientSession.begin(
             body,
@@ -167,26 +177,42 @@ class SecureAggregation(SecureSettings):
         context.state[_PROGRESS] = ConfigRecord({wire.SECAGG_BODY: Progress.of(parameters).to_bytes()})
         return session, reply
 
+    def _before_training(self, context: Context, layout: Layout) -> None:
+        """Do what a layer that is more than this one must before the app sees the model."""
+
+    def _vector_leaves(self, context: Context) -> None:
+        """Do what a layer that is more than this one must when the masked vector leaves."""
+
     def _encode(
         self, trained: Message, received: NamedArrays, layout: Layout, parameters: RoundParameters
-    ) -> Encoded:
-        """Return the update, weight and metrics of the app's reply as ring words; errors do not say which."""
+    ) -> "Encoded | EncodedShare":
+        """Return what the app replied as ring words; errors do not say what was wrong with it."""
         if trained.has_error():
             logger.warning("secure aggregation: the app failed: %s", trained.error.reason)
             raise _withheld("the app of this node failed")
         try:
             arrays = to_named(_only(trained.content.array_records.values(), "ArrayRecord"))
             layout.check(arrays, owner="the app's reply")
-            numbers = _only(trained.content.metric_records.values(), "MetricRecord")
-            weight = numbers[wire.NUM_EXAMPLES] if self.weighting == Weighting.EXAMPLES.value else 1.0
-            encoded = self.fixed_point(parameters.cohort, layout).encode(
-                _update(arrays, received, layout),
-                weight=_number(wire.NUM_EXAMPLES, weight),
-                metrics={name: _number(name, numbers[name]) for name in self.metrics},
-            )
+            return self._words(trained, _update(arrays, received, layout), layout, parameters)
         except (FLPluginsError, KeyError) as error:
             logger.warning("secure aggregation: the app's reply cannot be encoded: %r", error)
             raise _withheld("the reply of this node's app does not fit the round's public bounds") from None
+
+    def _words(
+        self,
+        trained: Message,
+        update: Iterator[NDArray[Any]],
+        layout: Layout,
+        parameters: RoundParameters,
+    ) -> "Encoded | EncodedShare":
+        """Return update, weight and metrics as ring words."""
+        numbers = _only(trained.content.metric_records.values(), "MetricRecord")
+        weight = numbers[wire.NUM_EXAMPLES] if self.weighting == Weighting.EXAMPLES.value else 1.0
+        encoded = self.fixed_point(parameters.cohort, layout).encode(
+            update,
+            weight=_number(wire.NUM_EXAMPLES, weight),
+            metrics={name: _number(name, numbers[name]) for name in self.metrics},
+        )
         if encoded.num_clipped or encoded.clipped_metrics:
             logger.warning(
                 "secure aggregation: %d of %d entries were beyond clip=%g and have been clipped; metrics "
@@ -228,7 +254,7 @@ def _check_kind(message: Message) -> None:
 def _check_outermost(message: Message) -> None:
     """Refuse a stack in which something else would come after the masks."""
     names = [spec.name for spec in announcement(message_config(message), wire.LAYERS)]
-    if names[:1] != [LAYER] or names.count(LAYER) != 1:
+    if not set(names[:1]) <= _LAYERS or sum(name in _LAYERS for name in names) != 1:
         raise PolicyViolationError(
             f"{LAYER}: the message announces the layers {names}, but secure aggregation must be there once, "
             "as the outermost; nothing was sent."

@@ -162,6 +162,9 @@ _POLICY = """# What this node demands of a run. It is in force once settings.env
 # [layers.secure_aggregation]  # the server may see the sum of updates only
 # tier = "honest-but-curious"
 
+# [layers.distributed_dp]      # it may see only sums to which every node has added noise
+# min_noise_multiplier = 1.0
+
 # [promises.central_dp]        # what the server must say that it does; a node cannot see whether it is done
 # unit = "client"
 # min_noise_multiplier = 1.0

@@ -62,12 +62,12 @@ def plan(
         report = spend(noise_multiplier)
         return report.epsilon if method is None else report.by_method[method]
 
-    found = _smallest(lambda value: epsilon(value) <= budget.epsilon)
+    found = smallest(lambda value: epsilon(value) <= budget.epsilon)
     release = Release(mechanism=Gaussian(noise_multiplier=found), sampling=sampling, relation=relation)
     return Plan(release=release, rounds=rounds, report=spend(found))
 
 
-def _smallest(good: Callable[[float], bool]) -> float:
+def smallest(good: Callable[[float], bool]) -> float:
     """Return the smallest value, to :data:`_PRECISION`, from which on ``good`` holds."""
     low, high = 0.0, 1.0
     if good(high):

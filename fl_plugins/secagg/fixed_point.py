@@ -68,8 +68,8 @@ class DecodedSum:
         How many are in it.
     weight : float
         Σ weights.
-    clipped_fraction : float
-        Mean over the clients of the fraction of entries that were clipped.
+    clipped_fraction : float, optional
+        Mean over the clients of the fraction of entries that were clipped; ``None`` if that is not told.
     metrics : Mapping[str, float]
         Weighted means.
     update : NDArray
@@ -78,7 +78,7 @@ class DecodedSum:
 
     num_clients: int
     weight: float
-    clipped_fraction: float
+    clipped_fraction: float | None
     metrics: Mapping[str, float]
     update: NDArray[np.float64] = field(repr=False)
 

@@ -1,4 +1,4 @@
-"""Private federations through Flower's real simulation engine: central noise, and noise at the nodes."""
+"""Private federations through Flower's real simulation engine: central, local and distributed noise."""
 
 import json
 from collections.abc import Callable
@@ -54,3 +54,25 @@ def test_simulated_nodes_protect_themselves_as_announced(flwr_run: Run, tmp_path
     assert run.status == "finished:completed", run.output
     assert [event["accepted"] for event in _events(tmp_path / "run", "aggregated")] == [3, 3]
     assert _events(tmp_path / "run", "run_stopped")
+
+
+def test_simulated_nodes_add_the_noise_themselves_and_the_budget_ends_the_run(
+    flwr_run: Run, tmp_path: Path
+) -> None:
+    run = flwr_run(
+        ROOT,
+        num_supernodes=4,
+        strategy="distributed_dp(fedavg(weighting='uniform', min_available_nodes=4), unit='client', "
+        "adjacency='zero_out', population=4, min_clients=4, clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, "
+        "max_epsilon=8.0)",
+        task="digits(model='mlp')",
+        num_rounds=4,
+        run_dir=str(tmp_path / "run"),
+    )
+    assert run.status == "finished:completed", run.output
+    assert [event["survivors"] for event in _events(tmp_path / "run", "secure_aggregation")] == [4, 4]
+    spent = [event["epsilon"] for event in _events(tmp_path / "run", "privacy")]
+    assert 4.0 < spent[0] < spent[1] <= 8.0
+    (stopped,) = _events(tmp_path / "run", "run_stopped")
+    assert (stopped["round"], "max_epsilon=8" in stopped["reason"]) == (2, True)
+    assert (tmp_path / "run" / "final_model.ckpt").exists()

@@ -122,3 +122,30 @@ def test_one_node_is_killed_in_each_stage_and_every_round_ends_with_the_others(l
     assert dropped[2]["unmask"] == ["3"]
     assert [event["survivors"] for event in secure] == [4, 3, 3]
     assert load_checkpoint(layout.runs / "killed" / "final_model.ckpt").round == 3
+
+
+def test_supernodes_add_the_noise_themselves_and_one_that_is_killed_costs_only_itself(layout: Layout) -> None:
+    """Node 0 is killed when it is to send its masked vector, the third message of the only round."""
+    drive.up(layout)
+    gone: dict[int, float] = {}
+    threading.Thread(target=kill_at, args=(layout.node(0), 3, gone, 0), daemon=True).start()
+    started = time.monotonic()
+    events = run_in(
+        layout,
+        {
+            "strategy": "distributed_dp(fedavg(weighting='uniform', quorum=0.1, min_available_nodes=6), "
+            "unit='client', adjacency='zero_out', population=6, min_clients=5, clip_norm=1.0, "
+            f"noise_multiplier=1.0, delta=1e-5, stage_timeout_s={STAGE_TIMEOUT_S})",
+            "num-rounds": 1,
+            "round-timeout-s": 2 * STAGE_TIMEOUT_S,
+            "seed": 7,
+        },
+        name="noisy",
+    )
+    print(f"one round took {time.monotonic() - started:.0f} s")
+    (secure,) = [event for event in events if event["event"] == "secure_aggregation"]
+    assert (secure["dropped"], secure["survivors"]) == ({"mask": ["0"]}, 5)
+    (spent,) = [event for event in events if event["event"] == "privacy"]
+    assert 4.7 < spent["epsilon"] < 4.8, "z = 1 at four shares of six clients, of whom one may collude"
+    ledger = (layout.runs / "noisy" / "privacy_ledger.jsonl").read_text()
+    assert ledger.count('"line":"reserved"') == ledger.count('"line":"committed"') == 1

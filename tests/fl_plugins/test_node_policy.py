@@ -233,3 +233,18 @@ def test_a_node_that_counts_waits_for_the_other_process_that_does(tmp_path: Path
         other.write(b'{"rounds": 4}')
     thread.join()
     assert json.loads(state.read_text()) == {"rounds": 5}
+
+
+def test_secure_aggregation_with_noise_meets_a_demand_for_secure_aggregation_and_not_the_reverse(
+    tmp_path: Path,
+) -> None:
+    secure = policy(tmp_path, '[layers.secure_aggregation]\ntier = "malicious"')
+    secure.check(asked(LAYERS=['distributed_dp(tier="malicious")']), task="digits")
+    secure.check(asked(LAYERS=['fl-plugins:distributed_dp(tier="malicious")']), task="digits")
+    with pytest.raises(PolicyError, match="tier = 'malicious'"):
+        secure.check(asked(LAYERS=['distributed_dp(tier="honest-but-curious")']), task="digits")
+    with pytest.raises(PolicyError, match="the message announces none"):
+        secure.check(asked(LAYERS=['other:distributed_dp(tier="malicious")']), task="digits")
+    noisy = policy(tmp_path, "[layers.distributed_dp]")
+    with pytest.raises(PolicyError, match="demands the layer distributed_dp"):
+        noisy.check(asked(), task="digits")
