@@ -130,11 +130,7 @@ def _noised(
     """Return the sum plus noise, which goes on from the rounds before if it is ``correlated``."""
     if correlated is None:
         return add_gaussian(total, std, source)
-    size = sum(value.size for value in total.values())
-    parts = iter(np.split(correlated.next(source.normal(size)) * std, _ends(total)))
+    sizes = [value.size for value in total.values()]
+    fresh = np.asarray(source.normal(sum(sizes)), dtype=np.float64)
+    parts = iter(np.split(correlated.next(fresh) * std, np.cumsum(sizes)))
     return add_on_grid(total, std, lambda _: next(parts))
-
-
-def _ends(total: dict[str, NDArray[np.float64]]) -> list[int]:
-    """Return where the arrays end in the vector of all their values."""
-    return np.cumsum([value.size for value in total.values()]).tolist()

@@ -8,14 +8,13 @@ block       b rounds of a stream: one release, charged before its first round's 
 resting     clients drawn in one of the last b − 1 rounds; they are not drawn
 ==========  ==========================================================================================
 
-A stream is in the process' memory only: noise that is written down can be subtracted by whoever reads it. A
-process that ends, however it ends, has ended its stream, and so has a round that was drawn and not released
-(its clients may have been told too much, its noise may have been seen). The next round begins another
-stream with fresh noise, is charged for it, and owes nothing to the one before: the two are two mechanisms, whose
-costs add up, wherever the first one ended.
+A stream is in the memory of its process only: noise on a disk can be subtracted by whoever reads it. It ends
+with the process, however that ends, and with a round that was drawn and not released: whether somebody has
+seen its result is not known, so neither its noise nor its clients' turn may be used again. The next round
+begins another stream with fresh noise and is charged for it. The two are two mechanisms, whose costs add up
+wherever the first one ended.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -128,11 +127,8 @@ class PrivateRounds:
                 "nodes stable names (partition-id, or a key of their own), or declare all that there may be."
             )
         now = number - stream.first
-        rested = [
-            name
-            for client, name in clients.items()
-            if now - stream.latest.get(client, -math.inf) >= self._block
-        ]
+        resting = {client for client, latest in stream.latest.items() if now - latest < self._block}
+        rested = [name for client, name in clients.items() if client not in resting]
         drawn = sampling.draw(rested, source)
         stream.latest.update((_client(name), now) for name in drawn)
         return drawn
