@@ -180,7 +180,7 @@ class DpFedAvg(PrivateMean):
         mean = NoisyMean.planned(
             clipping, multiplier, _expected(chosen, population), mean_weight, read_metrics(metrics)
         )
-        given.check(inner.weighting, mean)
+        given.check(inner.weighting, mean, examples_key=inner.settings.weighted_by_key)
         budget = PrivacyBudget(
             OWNER,
             release,

@@ -66,7 +66,7 @@ class PrivateOptions:
         if self.insecure_seed is not None:
             check_int(OWNER, "insecure_seed", self.insecure_seed, minimum=0)
 
-    def check(self, weighting: Weighting, mean: NoisyMean) -> None:
+    def check(self, weighting: Weighting, mean: NoisyMean, *, examples_key: str) -> None:
         """Check that the options go with the inner strategy's weighting and with what is released.
 
         Raises
@@ -84,6 +84,11 @@ class PrivateOptions:
             raise ConfigError(
                 f"{OWNER}: unprotected_metrics=True gives out all metrics as they are, those of metrics too; "
                 "give one of them."
+            )
+        if mean.metrics is not None and examples_key in mean.metrics.names:
+            raise ConfigError(
+                f"{OWNER}: metrics: {examples_key!r} is a client's number of examples, which is read as its "
+                "weight and as no metric; let clients report it under another name too."
             )
 
 

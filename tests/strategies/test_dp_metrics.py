@@ -222,6 +222,7 @@ def test_other_metrics_are_another_configuration() -> None:
         ("noised(names=('loss',), upper=(-1.0,))", "upper bound of loss=-1.0"),
         ("noised(names=('loss',), upper=(1e400,))", "upper bound|finite"),
         ("noised(names=('privacy-epsilon',), upper=(1.0,))", "what the strategy reports"),
+        ("noised(names=('num-examples',), upper=(1.0,))", "read as its weight"),
         ("noised(names=('loss',), upper=(1.0,), noise_multiplier=0.0)", "noise_multiplier"),
         ("noised(names=('loss',), upper=(1.0,), noise_multiplier=0.5)", "raise the noise"),
         ("noised(names=('loss',))", "upper"),
