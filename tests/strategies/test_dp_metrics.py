@@ -21,7 +21,7 @@ from fl_plugins.testing import InProcessGrid
 from strategies import DpFedAvg
 from strategies.dp_metrics import NoisedMetrics
 
-from .dp_support import MODEL, make
+from .dp_support import MODEL, make, plain
 
 BOTH = "noised(names=('loss', 'accuracy'), upper=(4.0, 1.0))"
 RANGES = {"loss": (0.0, 4.0), "accuracy": (0.0, 1.0)}
@@ -110,6 +110,19 @@ def test_no_contribution_is_longer_than_the_root_of_the_number_of_metrics(
     one, other = (metrics.contribution(each) for each in reports)
     assert np.linalg.norm(one) <= math.sqrt(2.0) * (1 + 1e-15)
     assert np.linalg.norm(one - other) <= 2.0 * math.sqrt(2.0) * (1 + 1e-15)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [1.0], None])
+def test_what_is_no_finite_number_counts_as_the_middle(value: Any) -> None:
+    metrics = NoisedMetrics(names=("loss", "accuracy"), upper=(4.0, 1.0))
+    assert metrics.contribution({"loss": value, "accuracy": 1.0}).tolist() == [0.0, 1.0]
+    assert metrics.contribution({"loss": 0.0, "accuracy": value}).tolist() == [-1.0, 0.0]
+
+
+def test_claimed_examples_weigh_updates_and_no_metrics() -> None:
+    strategies = [make(plain("examples"), max_examples=most, metrics=BOTH) for most in (10, 1000)]
+    one, other = (play(each, ALL) for each in strategies)
+    assert {key: one[key] for key in RANGES} == {key: other[key] for key in RANGES}
 
 
 def test_what_is_released_is_the_mean_plus_noise_of_the_scale_that_is_accounted() -> None:

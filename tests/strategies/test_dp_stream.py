@@ -92,6 +92,20 @@ def test_a_target_is_kept_and_used_up_and_the_run_stops_between_blocks() -> None
         assert 1.98 < events.of("privacy")[-1]["epsilon"] <= 2.0
 
 
+def test_a_target_counts_a_block_that_the_last_round_begins() -> None:
+    """Nine rounds of which a client may take part in three: 1, 5 and 9."""
+    strategy = make(
+        population=N,
+        sampling="min_separation(size=2, rounds=4)",
+        noise_multiplier=None,
+        target_epsilon=2.0,
+        num_rounds=9,
+    )
+    _, events = run(strategy, 20)
+    assert events.of("run_stopped")[0]["round"] == 12
+    assert 1.98 < events.of("privacy")[8]["epsilon"] <= 2.0
+
+
 def test_a_round_that_was_drawn_and_not_released_ends_its_stream() -> None:
     strategy = make(**RUN, noise="banded_matrix(rounds=8)")
     record = ArrayRecord({"params/w": Array(np.zeros(5, np.float32))})
