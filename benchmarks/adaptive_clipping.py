@@ -52,14 +52,13 @@ def accuracies(strategy: DpFedAvg, seed: int, rounds: int) -> Iterator[tuple[flo
     layout = Layout.of(base)
     names = [str(user) for user in range(USERS)]
     for number in range(1, rounds + 1):
-        drawn = [
-            int(name)
-            for name in strategy.release.sampling.draw(names, strategy.noise_source("sample", number))
-        ]
+        source = strategy.noise_source("sample", number)
+        drawn = [int(name) for name in strategy.rounds.draw(names, number, source)]
         total = ClippedSum(layout, base, keys=("params/w",), clip_norm=strategy.clip_norm)
         for user, weights in zip(drawn, train_locally(base["params/w"], x[drawn], y[drawn]), strict=True):
             total.add(ClientReply(str(user), user, {"params/w": weights}, None, {}))
         base = strategy.make_public(layout, base, total, strategy.noise_source("noise", number))
+        strategy.rounds.close()
         right = (test_x @ base["params/w"]).argmax(axis=1) == test_y.argmax(axis=1)
         yield float(right.mean()), strategy.clip_norm
 

@@ -6,6 +6,7 @@ C      the clip norm of this round
 wᵢ     1, or min(claimed examples / max_examples, 1): at most 1, whatever is claimed
 sum    Σ wᵢ·Δᵢ·min(1, C/‖Δᵢ‖): one client moves it by at most C
 bits   Σ (½ if ‖Δᵢ‖ ≤ C, else −½): one client moves it by ½
+vᵢ     the metrics that are released, see :mod:`.dp_metrics`; summed too
 =====  ==================================================================================
 
 A client that does not answer, or whose reply is refused, adds nothing to either. The sum is kept with its
@@ -25,6 +26,7 @@ from fl_plugins.errors import ContractError
 from fl_plugins.records import Layout
 from fl_plugins.training import NamedArrays
 
+from .dp_metrics import NoisedMetrics
 from .replies import ClientReply
 
 
@@ -43,6 +45,8 @@ class ClippedSum:
         Clip each of the L arrays to C/√L instead of the whole to C.
     max_examples : int, optional
         With it, clients count by their claimed number of examples, at most as one that claims so many.
+    metrics : NoisedMetrics, optional
+        The metrics to sum.
 
     Guarantees
     ----------
@@ -59,11 +63,14 @@ class ClippedSum:
         clip_norm: float,
         per_layer: bool = False,
         max_examples: int | None = None,
+        metrics: NoisedMetrics | None = None,
     ) -> None:
         self._updates = ClippedUpdates(layout, base, keys, clip_norm=clip_norm, per_layer=per_layer)
         self._clip_norm, self._max_examples = clip_norm, max_examples
         self._shapes = {key: base[key].shape for key in keys}
         self._totals = {key: WeightedSum.zeros(base[key].size) for key in keys}
+        self._metrics = metrics
+        self._metric_total = WeightedSum.zeros(0 if metrics is None else len(metrics.names))
         self.bits = 0.0
         self.weights: dict[str, float] = {}
 
@@ -74,6 +81,11 @@ class ClippedSum:
             key: (total.high + total.low).reshape(self._shapes[key]) for key, total in self._totals.items()
         }
 
+    @property
+    def metric_total(self) -> NDArray[np.float64]:
+        """The sum of the metrics: ``(J,)``."""
+        return self._metric_total.high + self._metric_total.low
+
     def add(self, reply: ClientReply) -> ClientReply:
         """Add a reply's clipped update; return the reply without arrays."""
         clipped = self._updates.read(reply.arrays)
@@ -83,6 +95,9 @@ class ClippedSum:
                 flat = values.reshape(1, -1)
                 self._totals[key].add_block(slice(0, flat.size), flat, np.array([weight]))
             self.bits += 0.5 if clipped.norm <= self._clip_norm else -0.5
+            if self._metrics is not None:
+                values = self._metrics.contribution(reply.metrics).reshape(1, -1)
+                self._metric_total.add_block(slice(0, values.size), values, np.ones(1))
         self.weights[reply.client] = weight
         return replace(reply, arrays={})
 

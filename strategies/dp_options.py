@@ -1,4 +1,4 @@
-"""What of a private strategy is given as a nested text: who is sampled, and how the clip norm is found.
+"""What of a private strategy is given as a nested text: sampling, clip norm, noise, metrics.
 
 These are no plugins: a sampling is only as good as its accounting, which a third party cannot register.
 """
@@ -13,8 +13,10 @@ from fl_plugins.checks import check_int, check_number
 from fl_plugins.contracts import Weighting
 from fl_plugins.errors import ConfigError, ConfigTypeError
 from fl_plugins.privacy import (
+    BandedMatrix,
     Everyone,
     FixedSize,
+    MinSeparation,
     NeighborRelation,
     Poisson,
     Sampling,
@@ -23,6 +25,8 @@ from fl_plugins.privacy import (
     remaining_noise_multiplier,
 )
 from fl_plugins.spec import Spec, parse
+
+from .dp_metrics import NoisedMetrics
 
 Made = TypeVar("Made")
 
@@ -149,6 +153,88 @@ class AdaptiveClip:
 Clip = FixedClip | AdaptiveClip
 
 
+@dataclass(frozen=True, kw_only=True)
+class BandedNoise:
+    """Noise that cancels out over the rounds, see :mod:`fl_plugins.privacy.matrix`.
+
+    Parameters
+    ----------
+    rounds : int, optional
+        How many rounds are one stream, over which the noise is best: by default ``num_rounds``. The bands are
+        the rounds of ``min_separation``.
+    """
+
+    name: ClassVar[str] = "banded_matrix"
+
+    rounds: int | None = None
+
+
+def read_noise(
+    given: "BandedMatrix | BandedNoise | Spec | str", sampling: Sampling, clip: Clip, num_rounds: int | None
+) -> BandedMatrix | None:
+    """Return the matrix of ``banded_matrix(rounds=…)``; ``None`` for independent noise.
+
+    Raises
+    ------
+    ConfigError, ConfigTypeError
+        If it is neither, or noise over the rounds does not go with the sampling or the clip norm.
+    """
+    kinds: Mapping[str, Callable[..., BandedNoise | None]] = {
+        "independent": lambda: None,
+        "banded_matrix": BandedNoise,
+    }
+    noise = given if isinstance(given, BandedMatrix | BandedNoise) else _made("noise", given, kinds)
+    if noise is None:
+        return None
+    if not isinstance(sampling, MinSeparation):
+        raise ConfigError(
+            f"{OWNER}: noise=banded_matrix, but the sampling is {sampling}, where a client can take part in "
+            "rounds that are close; give sampling=min_separation(size=…, rounds=…)."
+        )
+    if isinstance(clip, AdaptiveClip):
+        raise ConfigError(
+            f"{OWNER}: noise=banded_matrix takes back noise of earlier rounds, which it cannot when the clip "
+            "norm, and so the noise, has changed since; give clip_norm."
+        )
+    rounds = noise.rounds if noise.rounds is not None else num_rounds
+    if rounds is None:
+        raise ConfigError(f"{OWNER}: noise=banded_matrix is made for a number of rounds; give rounds.")
+    matrix = BandedMatrix(rounds=rounds, bands=sampling.rounds)
+    if isinstance(given, BandedMatrix) and given != matrix:
+        raise ConfigError(
+            f"{OWNER}: noise={given}, but the sampling is {sampling}; give bands={sampling.rounds}."
+        )
+    return matrix
+
+
+def num_releases(num_rounds: int, sampling: Sampling, matrix: BandedMatrix | None) -> int:
+    """Return how many releases of weight 1 so many rounds cost.
+
+    Raises
+    ------
+    ConfigError
+        If they end within a stream of correlated noise, whose first blocks weigh more than its last.
+    """
+    check_int(OWNER, "num_rounds", num_rounds, minimum=1)
+    if not isinstance(sampling, MinSeparation):
+        return num_rounds
+    if matrix is None:
+        return -(-num_rounds // sampling.rounds)
+    if num_rounds % matrix.rounds:
+        raise ConfigError(
+            f"{OWNER}: num_rounds={num_rounds} is no multiple of the noise's rounds={matrix.rounds}; give "
+            "one that is, or leave rounds out."
+        )
+    return num_rounds // matrix.rounds * matrix.num_blocks
+
+
+def read_metrics(given: "NoisedMetrics | Spec | str | None") -> NoisedMetrics | None:
+    """Return which metrics are released: those of ``noised(names=…, upper=…)``, or none."""
+    if given is None or isinstance(given, NoisedMetrics):
+        return given
+    return _made("metrics", given, {"noised": NoisedMetrics})
+
+
 def read_sampling(given: "Sampling | Spec | str", population: int) -> Sampling:
     """Return the sampling that ``everyone()``, ``poisson(rate=…)`` or ``fixed_size(size=…)`` names.
 
@@ -159,7 +245,7 @@ def read_sampling(given: "Sampling | Spec | str", population: int) -> Sampling:
     """
     if isinstance(given, Everyone):
         return given
-    if isinstance(given, Poisson | FixedSize):
+    if isinstance(given, Poisson | FixedSize | MinSeparation):
         if given.population != population:
             raise ConfigError(
                 f"{OWNER}: the sampling is for population={given.population}, but population={population}; "
@@ -170,6 +256,7 @@ def read_sampling(given: "Sampling | Spec | str", population: int) -> Sampling:
         "everyone": Everyone,
         "poisson": Poisson,
         "fixed_size": FixedSize,
+        "min_separation": MinSeparation,
     }
     sampling = _made("sampling", given, kinds, population=population)
     return _rarely_cut(sampling) if isinstance(sampling, Poisson) else sampling

@@ -74,14 +74,14 @@ def read_target(
 
 
 class PrivacyBudget:
-    """The account of one strategy: the same release every round.
+    """The account of one strategy: a release every round, or every so many rounds.
 
     Parameters
     ----------
     owner : str
         The strategy's name.
     release : Release
-        What a round makes public.
+        What a round makes public, unless another is given for it.
     population : int
         Whose ledger it is: that of so many clients.
     delta, max_epsilon
@@ -96,7 +96,7 @@ class PrivacyBudget:
         self.delta, self.max_epsilon = delta, max_epsilon
         self._account = PrivacyAccount(release.relation, delta=delta, max_epsilon=max_epsilon, owner=owner)
         self._ledger: Ledger | None = None
-        self._reserved: tuple[int, int] | None = None
+        self._reserved: tuple[int, int | None] | None = None
 
     def __repr__(self) -> str:
         return f"delta={self.delta}, max_epsilon={self.max_epsilon}"
@@ -153,11 +153,11 @@ class PrivacyBudget:
                 f"checkpoint was made after {least}; restore the ledger, ε would be too small without it."
             )
 
-    def stop_reason(self) -> str | None:
+    def stop_reason(self, release: Release | None = None) -> str | None:
         """Return why another round may not be run, or ``None``."""
-        return self._account.refusal(self.release)
+        return self._account.refusal(self.release if release is None else release)
 
-    def reserve(self, number: int) -> None:
+    def reserve(self, number: int, release: Release | None = None) -> None:
         """Charge round ``number``, before its messages leave.
 
         Raises
@@ -165,7 +165,11 @@ class PrivacyBudget:
         BudgetError
             If it would exceed the budget.
         """
-        self._reserved = (number, self._account.reserve(self.release, number))
+        self._reserved = (number, self._account.reserve(self.release if release is None else release, number))
+
+    def go_on(self, number: int) -> None:
+        """Let round ``number`` be released too by what was charged for a round before it."""
+        self._reserved = (number, None)
 
     def check_reserved(self, number: int) -> None:
         """Refuse to release a round that is not charged, or a second time.
@@ -185,7 +189,9 @@ class PrivacyBudget:
         """Note that round ``number`` is released; return what is spent so far."""
         self.check_reserved(number)
         assert self._reserved is not None
-        self._account.commit(self._reserved[1])
+        _, reservation = self._reserved
+        if reservation is not None:
+            self._account.commit(reservation)
         self._reserved = None
         return self._account.quick_report()
 

@@ -15,6 +15,9 @@ def add_parser(subparsers: Any) -> None:
     plan.add_argument("--rounds", type=int, required=True)
     plan.add_argument("--clients", type=int, required=True, help="how many units the population has")
     plan.add_argument("--sample", type=int, help="how many take part in a round (on average); default: all")
+    plan.add_argument(
+        "--separation", type=int, help="rounds before a unit takes part again (min_separation); default: none"
+    )
     plan.add_argument("--unit", choices=("client", "record"), required=True)
     plan.add_argument("--adjacency", choices=("add_remove", "replace", "zero_out"), required=True)
     plan.set_defaults(run=run_plan)
@@ -26,23 +29,38 @@ def add_parser(subparsers: Any) -> None:
 
 def run_plan(args: argparse.Namespace) -> int:
     """Print σ, ε after a round, and what PLD saves."""
-    from fl_plugins.privacy import Accountant, Budget, Everyone, FixedSize, Method, NeighborRelation, Poisson
+    from fl_plugins.privacy import (
+        Accountant,
+        Budget,
+        Everyone,
+        FixedSize,
+        Method,
+        MinSeparation,
+        NeighborRelation,
+        Poisson,
+        Sampling,
+    )
     from fl_plugins.privacy.calibration import plan
 
     relation = NeighborRelation.of(unit=args.unit, adjacency=args.adjacency)
-    sampling: Everyone | FixedSize | Poisson = Everyone()
-    if args.sample is not None and args.sample != args.clients:
+    sampling: Sampling = Everyone()
+    rounds, one_release = args.rounds, "one round"
+    if args.separation is not None:
+        size = args.clients // max(args.separation, 1) if args.sample is None else args.sample
+        sampling = MinSeparation(size=size, rounds=args.separation, population=args.clients)
+        rounds, one_release = -(-args.rounds // args.separation), "one block"
+    elif args.sample is not None and args.sample != args.clients:
         if args.adjacency == "replace":
             sampling = FixedSize(size=args.sample, population=args.clients)
         else:
             sampling = Poisson(rate=args.sample / args.clients, population=args.clients)
     budget = Budget(epsilon=args.epsilon, delta=args.delta)
-    best = plan(budget, rounds=args.rounds, sampling=sampling, relation=relation)
+    best = plan(budget, rounds=rounds, sampling=sampling, relation=relation)
     one = Accountant(relation)
     one.compose(best.release)
     print(f"sampling          {sampling}")
     print(f"noise multiplier  {best.noise_multiplier:.4f} (standard deviation on the sum / clip norm)")
-    print(f"after one round   {one.report(args.delta)}")
+    print(f"after {one_release}   {one.report(args.delta)}")
     print(f"after {args.rounds} rounds  {best.report}")
     if best.report.method is Method.PLD:
         whole = sampling
@@ -50,7 +68,7 @@ def run_plan(args: argparse.Namespace) -> int:
             whole = Poisson(
                 rate=sampling.rate, population=sampling.population, max_cohort=sampling.population
             )
-        rdp = plan(budget, rounds=args.rounds, sampling=whole, relation=relation, method=Method.RDP)
+        rdp = plan(budget, rounds=rounds, sampling=whole, relation=relation, method=Method.RDP)
         less = 1.0 - best.noise_multiplier / rdp.noise_multiplier
         print(f"by RDP            {rdp.noise_multiplier:.4f}; PLD saves {less:.1%} of the noise")
     return 0

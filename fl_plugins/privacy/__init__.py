@@ -13,7 +13,9 @@ from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from .accounting import Accountant, Budget, Method, Report
+    from .matrix import BandedMatrix, CorrelatedNoise
     from .mechanisms import (
+        BandedGaussian,
         DiscreteGaussian,
         DistributedGaussian,
         DistributedSkellam,
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
     )
     from .random import NoiseSource
     from .releases import Release
-    from .sampling import Everyone, FixedSize, Poisson, Sampling
+    from .sampling import Everyone, FixedSize, MinSeparation, Poisson, Sampling
     from .units import Adjacency, NeighborRelation, Unit
 
 __all__ = [
     "Accountant",
     "Adjacency",
+    "BandedGaussian",
+    "BandedMatrix",
     "Budget",
+    "CorrelatedNoise",
     "DiscreteGaussian",
     "DistributedGaussian",
     "DistributedSkellam",
@@ -42,6 +47,7 @@ __all__ = [
     "Laplace",
     "Mechanism",
     "Method",
+    "MinSeparation",
     "NeighborRelation",
     "NoiseSource",
     "Poisson",
@@ -57,7 +63,10 @@ __all__ = [
 _HOMES = {
     "Accountant": "accounting",
     "Adjacency": "units",
+    "BandedGaussian": "mechanisms",
+    "BandedMatrix": "matrix",
     "Budget": "accounting",
+    "CorrelatedNoise": "matrix",
     "DiscreteGaussian": "mechanisms",
     "DistributedGaussian": "mechanisms",
     "DistributedSkellam": "mechanisms",
@@ -67,6 +76,7 @@ _HOMES = {
     "Laplace": "mechanisms",
     "Mechanism": "mechanisms",
     "Method": "accounting",
+    "MinSeparation": "sampling",
     "NeighborRelation": "units",
     "NoiseSource": "random",
     "Poisson": "sampling",

@@ -30,7 +30,6 @@ from fl_plugins.errors import ConfigError, ContractError
 from . import divergences
 from .mechanisms import Gaussian, Laplace
 from .releases import Release
-from .sampling import Everyone
 from .units import NeighborRelation
 
 
@@ -181,7 +180,7 @@ class Accountant:
     def _after(self, release: Release, count: int) -> tuple[divergences.Vector, float, float, float]:
         """Return the state after ``count`` more releases."""
         mechanism = release.mechanism
-        unsampled = isinstance(mechanism, Gaussian) and isinstance(release.sampling, Everyone)
+        unsampled = isinstance(mechanism, Gaussian) and not release.sampling.amplifies
         mu_squared = release.effective_noise_multiplier**-2 if unsampled else math.inf
         pure = 1.0 / release.effective_noise_multiplier if isinstance(mechanism, Laplace) else math.inf
         return (

@@ -22,7 +22,7 @@ from .mechanisms import (
     Skellam,
 )
 from .releases import Release
-from .sampling import Everyone, FixedSize, Poisson
+from .sampling import FixedSize, Poisson
 
 Vector = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ def rdp(release: Release) -> Vector:
     elif isinstance(mechanism, DiscreteGaussian):
         shift = mechanism.l2_sensitivity * release.relation.adjacency.clip_norms
         vector = ORDERS * (shift / mechanism.std) ** 2 / 2.0
-    elif isinstance(mechanism, Gaussian) and isinstance(release.sampling, Everyone):
+    elif isinstance(mechanism, Gaussian) and not release.sampling.amplifies:
         vector = ORDERS / (2.0 * release.effective_noise_multiplier**2)
     else:
         vector = _library_rdp(release)

@@ -29,6 +29,23 @@ class Gaussian:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BandedGaussian(Gaussian):
+    """Gaussian noise that cancels out over the rounds: one block of ``bands`` rounds, see :mod:`.matrix`.
+
+    ``noise_multiplier`` is σ/√w: standard deviation of the independent noise under the block's rounds, over
+    how much a unit's part counts there.
+    """
+
+    name: ClassVar[str] = "banded_gaussian"
+
+    bands: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_int(self.name, "bands", self.bands, minimum=2)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Laplace:
     """Laplace noise of scale noise_multiplier · C on a sum of contributions whose *L1* norm is at most C."""
 

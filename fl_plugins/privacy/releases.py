@@ -13,6 +13,7 @@ from typing import Any, Self
 from fl_plugins.errors import ConfigError, DataError
 
 from .mechanisms import (
+    BandedGaussian,
     DiscreteGaussian,
     DistributedGaussian,
     DistributedSkellam,
@@ -21,12 +22,19 @@ from .mechanisms import (
     Mechanism,
     Skellam,
 )
-from .sampling import Everyone, FixedSize, Poisson, Sampling
+from .sampling import Everyone, FixedSize, MinSeparation, Poisson, Sampling
 from .units import Adjacency, NeighborRelation
 
 _DISTRIBUTED = (DistributedGaussian, DistributedSkellam)
-_MECHANISMS = {kind.name: kind for kind in (Gaussian, Laplace, DiscreteGaussian, Skellam, *_DISTRIBUTED)}
-_SAMPLINGS = {"everyone": Everyone, "poisson": Poisson, "fixed_size": FixedSize}
+_MECHANISMS = {
+    kind.name: kind for kind in (Gaussian, BandedGaussian, Laplace, DiscreteGaussian, Skellam, *_DISTRIBUTED)
+}
+_SAMPLINGS = {
+    "everyone": Everyone,
+    "poisson": Poisson,
+    "fixed_size": FixedSize,
+    "min_separation": MinSeparation,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +76,14 @@ class Release:
             raise ConfigError(
                 f"privacy: {self.mechanism.name} noise is accounted without amplification by sampling, but "
                 f"the sampling is {owner}; use Everyone() or Gaussian noise."
+            )
+        if isinstance(self.mechanism, BandedGaussian) and not (
+            isinstance(self.sampling, MinSeparation) and self.sampling.rounds >= self.mechanism.bands
+        ):
+            raise ConfigError(
+                f"privacy: noise with bands={self.mechanism.bands} is for units that take part at least so "
+                f"many rounds apart, but the sampling is {self.sampling}; use MinSeparation(rounds="
+                f"{self.mechanism.bands}, …), or Gaussian noise."
             )
 
         if isinstance(self.mechanism, _DISTRIBUTED) and adjacency is Adjacency.ADD_REMOVE:

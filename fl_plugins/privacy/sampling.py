@@ -9,10 +9,11 @@ sampling              adjacency                   accounted as
 Everyone              any                         the mechanism itself; exact for Gaussian noise
 Poisson               add_remove, zero_out        Poisson amplification; truncated at ``max_cohort``
 FixedSize             replace                     Wang, Balle & Kasiviswanathan 2019, with twice the clip
+MinSeparation         zero_out, replace           the mechanism itself, once for a whole block of rounds
 ====================  ==========================  =========================================================
 
 Fixed size under add_remove or zero_out is refused: leaving one unit out changes who else is drawn, so the sum
-moves by up to two clip norms there too, and no smaller bound holds.
+moves by up to two clip norms there too, and no smaller bound holds. MinSeparation under add_remove likewise.
 """
 
 import math
@@ -38,6 +39,7 @@ class Everyone:
     """Every unit takes part in every round: no amplification, nothing to get wrong."""
 
     adjacencies: ClassVar[frozenset[Adjacency]] = frozenset(Adjacency)
+    amplifies: ClassVar[bool] = False
 
     def draw(self, names: Sequence[T], source: NoiseSource) -> list[T]:  # noqa: ARG002  like the others
         """Return all names."""
@@ -60,6 +62,7 @@ class Poisson:
     """
 
     adjacencies: ClassVar[frozenset[Adjacency]] = frozenset({Adjacency.ADD_REMOVE, Adjacency.ZERO_OUT})
+    amplifies: ClassVar[bool] = True
 
     rate: float
     population: int
@@ -106,6 +109,7 @@ class FixedSize:
     """A uniformly drawn subset of ``size`` units, without replacement."""
 
     adjacencies: ClassVar[frozenset[Adjacency]] = frozenset({Adjacency.REPLACE})
+    amplifies: ClassVar[bool] = True
 
     size: int
     population: int
@@ -136,7 +140,55 @@ class FixedSize:
         return [names[index] for index in sorted(source.choose(len(names), self.size))]
 
 
-Sampling = Everyone | Poisson | FixedSize
+@dataclass(frozen=True, kw_only=True)
+class MinSeparation:
+    """``size`` units a round, and none again before ``rounds`` rounds have passed.
+
+    One release is what a whole block of ``rounds`` rounds makes public: a unit takes part in it once at most.
+    Who takes part is no secret and amplifies nothing.
+
+    Parameters
+    ----------
+    size : int
+        Units in a round, at most.
+    rounds : int
+        b, from 2: who takes part in round t is drawn again in round t + b at the earliest.
+    population : int
+        N, at least size · rounds: fewer could not fill the rounds.
+    """
+
+    adjacencies: ClassVar[frozenset[Adjacency]] = frozenset({Adjacency.ZERO_OUT, Adjacency.REPLACE})
+    amplifies: ClassVar[bool] = False
+
+    size: int
+    rounds: int
+    population: int
+
+    def __post_init__(self) -> None:
+        check_int("min_separation", "size", self.size, minimum=1)
+        check_int("min_separation", "rounds", self.rounds, minimum=2)
+        check_int("min_separation", "population", self.population, minimum=1)
+        if self.size * self.rounds > self.population:
+            raise ConfigError(
+                f"min_separation: size={self.size} units in each of rounds={self.rounds} rounds are more "
+                f"than population={self.population}, so some would have to come back too soon; make size "
+                f"at most {self.population // self.rounds}, or rounds at most {self.population // self.size}."
+            )
+
+    def draw(self, names: Sequence[T], source: NoiseSource) -> list[T]:
+        """Return ``size`` of ``names``, all if there are fewer; the caller leaves those out that must rest.
+
+        Raises
+        ------
+        PreconditionError
+            If there are more names than the population that was accounted.
+        """
+        _check_population("min_separation", len(names), self.population)
+        chosen = source.choose(len(names), min(self.size, len(names)))
+        return [names[index] for index in sorted(chosen)]
+
+
+Sampling = Everyone | Poisson | FixedSize | MinSeparation
 
 
 def _check_population(owner: str, present: int, population: int) -> None:

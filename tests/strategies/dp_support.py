@@ -118,7 +118,7 @@ def play(
     if number == 1:
         strategy.begin(RunOptions(num_rounds=1), seed=0)
     record = ArrayRecord({key: Array(value) for key, value in model.items()})
-    num_nodes = max([*clients, strategy.population - 1]) + 1
+    num_nodes = max([*clients, strategy.given.population - 1]) + 1
     with InProcessGrid(app, num_nodes, silent=silent) as grid:
         messages = list(strategy.configure_train(number, record, ConfigRecord(), grid))
         replies = grid.send_and_receive(messages)
@@ -135,4 +135,4 @@ def shift(one: Round, other: Round, strategy: DpFedAvg) -> float:
         for key in one.arrays
         if one.arrays[key].dtype.kind == "f"
     ]
-    return float(np.sqrt(sum(squares))) * strategy.expected_cohort * strategy.mean_weight
+    return float(np.sqrt(sum(squares))) * strategy.expected_cohort * strategy.given.mean_weight

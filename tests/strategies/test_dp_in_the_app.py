@@ -83,3 +83,35 @@ def test_what_is_learned_under_a_generous_budget_is_more_than_chance(tmp_path: P
     )
     result = run(6, strategy=f"{spec})", num_rounds=8, evaluate_every=8)
     assert result.evaluate_metrics_serverapp[8]["accuracy"] > 0.7
+
+
+BANDED = (
+    "dp_fedavg(fedavg(weighting='uniform'), unit='client', adjacency='zero_out', population=6, delta=1e-5, "
+    "clip_norm=1.0, noise_multiplier=2.0, sampling=min_separation(size=2, rounds=3), "
+    "noise=banded_matrix(rounds=6), metrics=noised(names=('loss',), upper=(3.0,)))"
+)
+
+
+def test_correlated_noise_and_noised_metrics_by_a_run_config_alone(tmp_path: Path) -> None:
+    result = run(6, strategy=BANDED, run_dir=str(tmp_path), num_rounds=6)
+    sampled = [set(event["sampled"]) for event in events_of(tmp_path, "round_started")]
+    assert [len(each) for each in sampled] == [2] * 6
+    assert sampled[0] | sampled[1] | sampled[2] == {str(client) for client in range(6)}
+    for earlier, later in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (3, 5), (4, 5)):
+        assert not sampled[earlier] & sampled[later]
+    lines = [json.loads(line) for line in (tmp_path / PRIVACY_LEDGER).read_text().splitlines()]
+    assert [line["round"] for line in lines if line["line"] == "reserved"] == [1, 4]
+    defined = [line["release"]["mechanism"] for line in lines if line["line"] == "release"]
+    assert {(each["name"], each["bands"]) for each in defined} == {("banded_gaussian", 3)}
+    told = [dict(metrics) for metrics in result.train_metrics_clientapp.values()]
+    assert all(each.keys() == {"loss", "privacy-epsilon", "privacy-delta"} for each in told)
+    assert len({each["loss"] for each in told}) == 6
+
+
+def test_correlated_noise_gives_the_same_bits_on_cohort_nodes() -> None:
+    strategy = f"{BANDED[:-1]}, insecure_seed=5)"
+    alone = to_named(run(6, strategy=strategy, num_rounds=4).arrays)
+    hosted = to_named(run(2, strategy=strategy, num_rounds=4, virtual_clients=6).arrays)
+    assert {key: value.tobytes() for key, value in alone.items()} == {
+        key: value.tobytes() for key, value in hosted.items()
+    }

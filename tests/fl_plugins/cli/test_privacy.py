@@ -48,6 +48,22 @@ def test_a_plan_without_sampling_is_the_exact_gaussian(
     assert adjacency in told
 
 
+def test_a_plan_with_units_that_rest_is_that_of_as_many_releases_as_they_can_take_part_in(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """96 rounds, none again before 16: six releases."""
+    given = "privacy plan --epsilon 8 --delta 1e-5 --clients 479 --unit client --adjacency zero_out"
+    assert main(f"{given} --rounds 96 --separation 16".split()) == 0
+    told = capsys.readouterr().out
+    noise = float(told.split("noise multiplier")[1].split()[0])
+    mu = math.sqrt(6) / noise
+    assert exact_delta(8.0, mu) <= 1e-5 * 1.001
+    assert exact_delta(8.0, mu * 1.001) > 1e-5
+    assert "MinSeparation(size=29, rounds=16, population=479)" in told
+    assert main(f"{given} --rounds 96 --separation 16 --sample 30".split()) != 0
+    assert "come back too soon" in capsys.readouterr().err
+
+
 def test_a_plan_without_unit_or_adjacency_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for missing in ("--unit client", "--adjacency replace"):
         with pytest.raises(SystemExit):
