@@ -8,8 +8,8 @@ method     applies to                              cost
 exact      Gaussian noise without sampling         microseconds
 pure       Laplace noise                           nothing
 rdp        everything                              a cached vector per kind of release; microseconds
-pld        Gaussian and Laplace noise, except      tenths of a second
-           fixed-size sampling
+pld        Gaussian and Laplace noise, but not     tenths of a second
+           hardly any
 =========  ======================================  ====================================================
 
 PLD needs 10 to 30 % less ε than RDP for the same run. The gate asks the cheap bounds first and PLD only once
@@ -17,7 +17,7 @@ they say no; how many more equal releases fit is then found once, by bisection, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -233,6 +233,17 @@ class Accountant:
                 f"accountant: a release for {release.relation} cannot be composed with those for "
                 f"{self.relation}; keep one accountant, or one ledger, for each."
             )
+
+
+def costliest(releases: Iterable[Release]) -> list[Release]:
+    """Return the releases that no other one costs at least as much as, whatever δ is: most often one."""
+    kept: dict[Release, divergences.Vector] = {}
+    for release in releases:
+        cost = np.append(divergences.rdp(release), divergences.truncation_probability(release))
+        if not any(np.all(other >= cost) for other in kept.values()):
+            kept = {each: other for each, other in kept.items() if not np.all(cost >= other)}
+            kept[release] = cost
+    return list(kept)
 
 
 def check_delta(owner: str, delta: float) -> None:

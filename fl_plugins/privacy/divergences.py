@@ -3,7 +3,7 @@
 Vectors are cached per release. dp-accounting supplies the Rényi divergences of (sampled) Gaussian and Laplace
 noise and the numerical privacy loss distributions (PLD); it takes seconds to import and is imported when
 first needed. Here is what it lacks: truncation for RDP, discrete Gaussian and Skellam noise, the exact
-composition of unsampled Gaussians.
+composition of unsampled Gaussians; in :mod:`.without_replacement` the PLD of cohorts of fixed size.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import without_replacement
 from .mechanisms import (
     DiscreteGaussian,
     DistributedGaussian,
@@ -34,6 +35,10 @@ ORDERS: Vector = np.array(
 PLD_INTERVAL = 1e-4
 """Discretisation of privacy losses. At 10⁻³ small ε are overestimated by up to 4 % (q = 0.001, z = 1,
 1000 rounds: 0.155 instead of 0.149)."""
+
+LEAST_PLD_NOISE = 0.05
+"""Below this effective noise multiplier, losses reach into the hundreds: a distribution of them on the grid takes
+gigabytes, and what it could say is that there is no privacy."""
 
 
 @lru_cache(maxsize=4096)
@@ -120,7 +125,10 @@ def gaussian_epsilon(delta: float, mu: float) -> float:
 
 def has_pld(release: Release) -> bool:
     """Whether the release has a privacy loss distribution here."""
-    return isinstance(release.mechanism, (Gaussian, Laplace)) and not isinstance(release.sampling, FixedSize)
+    return (
+        isinstance(release.mechanism, (Gaussian, Laplace))
+        and release.effective_noise_multiplier >= LEAST_PLD_NOISE
+    )
 
 
 @lru_cache(maxsize=64)
@@ -134,19 +142,25 @@ def pld(release: Release, count: int) -> Any:
         return library.from_laplace_mechanism(noise, value_discretization_interval=PLD_INTERVAL).self_compose(
             count
         )
-    if isinstance(sampling, Poisson):
-        return _poisson_pld(release).self_compose(count)
+    if isinstance(sampling, (Poisson, FixedSize)):
+        return _sampled_pld(release).self_compose(count)
     return library.from_gaussian_mechanism(
         noise / math.sqrt(count), value_discretization_interval=PLD_INTERVAL
     )
 
 
 @lru_cache(maxsize=64)
-def _poisson_pld(release: Release) -> Any:
-    """Return the privacy loss distribution of one release under truncated Poisson sampling."""
+def _sampled_pld(release: Release) -> Any:
+    """Return the privacy loss distribution of one release under truncated Poisson or fixed-size sampling."""
+    sampling = release.sampling
+    if isinstance(sampling, FixedSize):
+        return without_replacement.privacy_loss_distribution(
+            rate=sampling.size / sampling.population,
+            noise_multiplier=release.effective_noise_multiplier,
+            interval=PLD_INTERVAL,
+        )
     from dp_accounting.pld import privacy_loss_distribution as library
 
-    sampling = release.sampling
     assert isinstance(sampling, Poisson), "of pld()"
     return library.from_truncated_subsampled_gaussian_mechanism(
         dataset_size=sampling.population,
