@@ -62,7 +62,9 @@ def moments(pair, s, std, shift, low=None, high=None):
     reach, found = (2 + s.real.max()) * shift + 14 * std, []
     for some in np.array_split(s, 16):
         if some.size:
-            x, weights = nodes(-reach if low is None else low, reach if high is None else high, some, std, shift)
+            x, weights = nodes(
+                -reach if low is None else low, reach if high is None else high, some, std, shift
+            )
             log_p, log_q = pair(x)
             found.append(np.exp(log_p + np.multiply.outer(some, log_p - log_q)) @ weights)
     return np.concatenate(found)
@@ -148,13 +150,13 @@ def inverted(epsilon, factors):
         period *= 1.3
     step, total, start = 2 * math.pi / period, 0.0, 0.0
     while True:
-        s = c + 1j * (start + step * np.arange(256))
+        s = c + 1j * (start + step * np.arange(64))
         terms = np.exp(-s * epsilon) / (s * (s + 1))
         for moment, count in factors:
             terms *= moment(s) ** count
         total += float(terms.real.sum()) - (0.5 * float(terms[0].real) if start == 0.0 else 0.0)
-        start += 256 * step
-        if abs(terms[-64:]).max() * start < 1e-6 * abs(total) * step:
+        start += 64 * step
+        if abs(terms[-32:]).max() * start < 1e-6 * abs(total) * step:
             break
         assert start < 1e5 * step, "it does not converge"
     assert error < 1e-6 * total * step / math.pi
