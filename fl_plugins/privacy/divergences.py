@@ -37,8 +37,8 @@ PLD_INTERVAL = 1e-4
 1000 rounds: 0.155 instead of 0.149)."""
 
 LEAST_PLD_NOISE = 0.05
-"""Below this effective noise multiplier, losses reach into the hundreds: a distribution of them on the grid takes
-gigabytes, and what it could say is that there is no privacy."""
+"""Below this effective noise multiplier, losses reach into the hundreds: a distribution of them on the grid
+takes gigabytes, and what it could say is that there is no privacy."""
 
 
 @lru_cache(maxsize=4096)

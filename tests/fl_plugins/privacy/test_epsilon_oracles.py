@@ -1,7 +1,7 @@
 """ε of closed forms and of Rényi divergences against mpmath and quadrature, and what others have published.
 
-Each row is a configuration: release, rounds, δ. Together with test_loss_distributions.py they are the conformance
-table of the accountant.
+Each row is a configuration: release, rounds, δ. Together with test_loss_distributions.py they are the
+conformance table of the accountant.
 """
 
 import math
@@ -129,7 +129,7 @@ def test_laplace_noise_costs_what_its_closed_forms_say(scale, rounds):
     [(10, 100, 2.0, 1), (10, 100, 4.0, 1), (50, 1000, 6.0, 200), (3, 10, 12.0, 30)],
 )
 def test_the_rdp_of_fixed_size_cohorts_is_wang_balle_and_kasiviswanathans_bound(size, population, z, rounds):
-    """Their Theorem 27, from its formula with alternating sums in 200 digits; sensitivity is two clip norms."""
+    """Their Theorem 27, with its alternating sums in 200 digits; the sensitivity is two clip norms."""
     gamma, sigma = mpmath.mpf(size) / population, mpmath.mpf(z) / 2
 
     def term(j):
@@ -199,7 +199,7 @@ def test_skellam_noise_costs_its_theorems_bound(variance, shift, rounds):
 TENTHS = [1 + tenth / 10 for tenth in range(1, 100)]
 TF_PRIVACY = [*TENTHS, *range(12, 64)]
 ABADI = range(2, 34)
-"""Orders that the tools take: TF-Privacy's and Opacus' default grid, and the moments λ = α − 1 ≤ 32 of the paper."""
+"""The orders of TF-Privacy and Opacus, and those of the paper's moments λ = α − 1 ≤ 32."""
 
 MNIST = 60_000
 PUBLISHED = {
@@ -220,7 +220,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_values_in_the_mode_they_were_computed_in_and_less_in_ours(name):
-    """Moments accountant with the classical conversion, ε = R(α) + log(1/δ)/(α − 1), over each tool's orders."""
+    """The moments accountant: ε = R(α) + log(1/δ)/(α − 1), the least over each tool's orders."""
     q, z, rounds, delta, orders, published, places = PUBLISHED[name]
     one = release(Gaussian(noise_multiplier=z), whole(q))
     ours = dict(zip(d.ORDERS.round(1).tolist(), (rounds * d.rdp(one)).tolist(), strict=True))

@@ -111,7 +111,7 @@ def test_a_torn_line_is_charged_as_the_costliest_release_of_the_population_and_i
             assert dict(ledger.accountant.counts) == {dear: 2 + 3, cheap: 4}
 
 
-def test_where_no_release_costs_most_at_every_order_a_torn_line_is_charged_as_each_of_those_that_may(
+def test_where_no_release_costs_most_at_every_order_a_torn_line_is_charged_as_each_that_may(
     tmp_path,
 ):
     laplace = Release(mechanism=Laplace(noise_multiplier=0.7), sampling=Everyone(), relation=ADD)
