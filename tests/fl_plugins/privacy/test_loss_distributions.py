@@ -1,8 +1,8 @@
 """ε by privacy loss distributions against Fourier inversion of their moment generating functions.
 
 δ(ε) = E[(1 − e^(ε − L))₊] is the integral of e^(−sε) M(s) / (2πi · s(s + 1)) over Re s = c > 0, where
-M(s) = E[e^(sL)] = ∫ P^(1+s) Q^(−s) under P of the pair (P, Q) of one round, multiplied over rounds. No grid of losses,
-no rounding, no convolution: nothing in common with how dp-accounting finds δ.
+M(s) = E[e^(sL)] = ∫ P^(1+s) Q^(−s) under P of the pair (P, Q) of one round, multiplied over rounds. No grid
+of losses, no rounding, no convolution: nothing in common with how dp-accounting finds δ.
 """
 
 import math
@@ -50,7 +50,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(20)
 
 
 def nodes(low, high, s, std, shift):
-    """Return Gauss-Legendre nodes and weights, dense enough for e^(i·Im s·L), whose L' is at most shift/std²."""
+    """Return Gauss-Legendre nodes and weights, dense enough for e^(i·Im s·L), as |L'| ≤ shift/std²."""
     fastest = max(abs(s.imag).max() * shift / std**2, 1e-9)
     edges = np.linspace(low, high, math.ceil((high - low) / min(std / 2, 8 / fastest)) + 1)
     half = np.diff(edges)[:, np.newaxis] / 2
@@ -144,7 +144,7 @@ def inverted(epsilon, factors):
     if sizes[best] < math.log(1e-10):
         return math.exp(sizes[best])  # nothing beside the other direction
     c, further, bounds = float(lines[best]), lines[best + 1 : best + 12], sizes[best + 1 : best + 12]
-    # Poisson summation: the rule's error is the sum of e^(2πkc/h) δ(ε + 2πk/h) over k ≠ 0, in which δ ≤ 1 for k < 0.
+    # Poisson summation: the rule's error is the sum of e^(2πkc/h) δ(ε + 2πk/h) over k ≠ 0; δ ≤ 1 for k < 0.
     period = 32.0 / c
     while (error := math.exp(-c * period) + math.exp(min(bounds - (further - c) * period))) > 1e-12:
         period *= 1.3
