@@ -149,7 +149,7 @@ class DPSupervised:
         return self.report(num_examples, num_trainings=num_trainings, pld=False).epsilon
 
     def report(self, num_examples: int, *, num_trainings: int = 1, pld: bool = True) -> Report:
-        """Return what so many calls of :meth:`train` spend, by the best accounting; ``pld`` takes a second."""
+        """Return what so many calls of :meth:`train` spend, by the best accounting; PLD takes a second."""
         step = step_release(
             adjacency=self.adjacency,
             sampling_rate=self._rate(num_examples),
