@@ -172,7 +172,7 @@ def test_the_reported_cost_is_the_accountants_and_names_unit_and_adjacency(task)
     assert result.metrics["epsilon_record_add_remove"] == fixed.epsilon(len(data)) > 0
     assert "loss" not in result.metrics
     assert fixed.epsilon(len(data), num_trainings=10) > 1.0001 * fixed.epsilon(len(data))
-    # dp.md C: q = 0.01, z = 1, 1,000 steps: RDP 2.101 (dp-accounting's fractional orders are looser), PLD 1.828.
+    # dp.md C: q = 0.01, z = 1, 1,000 steps: RDP 2.101 (with looser fractional orders), PLD 1.828.
     long = DPSupervised(task, **NEEDED, num_steps=100, expected_batch_size=20, sampling_rate=0.01)
     assert 2.095 < long.epsilon(len(data), num_trainings=10) < 2.1016
     report = long.report(len(data), num_trainings=10)
