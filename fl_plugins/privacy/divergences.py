@@ -34,8 +34,8 @@ ORDERS: Vector = np.array(
 """The Rényi orders of every accountant: dp-accounting's own, so that values can be compared."""
 
 COARSE, FINE = 1e-3, 1e-4
-"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out too large by
-some percent (q = 0.001, z = 1, 1000 rounds: 0.155 instead of 0.149); elsewhere it takes a tenth of the time."""
+"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out some percent too
+large (q = 0.001, z = 1, 1000 rounds: 0.155 instead of 0.149); elsewhere COARSE takes a tenth of the time."""
 
 LEAST_PLD_NOISE = 0.05
 """Below this effective noise multiplier, losses reach into the hundreds: a distribution of them on the grid
@@ -133,7 +133,7 @@ def has_pld(release: Release) -> bool:
 
 
 def pld_interval(releases: Iterable[Release]) -> float:
-    """Return the discretisation that fits them all: a tenth of the smallest loss's standard deviation, or less.
+    """Return the discretisation that fits all: a tenth of the smallest loss's standard deviation, or less.
 
     A loss whose mean is the divergence R (of the order next to 1) has a standard deviation of about √(2R).
     """
