@@ -1,8 +1,8 @@
 """Accuracy at a given ε: single records, whole users, and ten silos. Part of ``benchmarks/privacy.py``.
 
-δ = 1e-5. Step sizes and clip norms of records and users are set by hand, the same for every ε; the silos' step
-sizes are chosen on held-out records, for each arm and split, which the ε does not cover. ε = ∞ clips all the
-same.
+δ = 1e-5. Step sizes and clip norms of records and users are set by hand, the same for every ε; the silos'
+step sizes are chosen on held-out records, for each arm and split, which the ε does not cover. ε = ∞ clips all
+the same.
 """
 
 from typing import Any
@@ -127,8 +127,8 @@ def silos(quick: bool) -> list[str]:
     lines = [
         "## Accuracy, ten silos of digits, one record protected, zero_out",
         "",
-        f"A linear model, {STEPS} steps, records drawn with q = {RATE}. Each arm's published sums have the ε; where",
-        "each silo's message is one, ten times the noise's variance adds up.",
+        f"A linear model, {STEPS} steps, records drawn with q = {RATE}. What each arm publishes has the ε; where",
+        "that is every silo's own message, ten times the variance adds up.",
         "",
         _header("arm"),
         _rule(),

@@ -34,12 +34,12 @@ ORDERS: Vector = np.array(
 """The Rényi orders of every accountant: dp-accounting's own, so that values can be compared."""
 
 COARSE, FINE = 1e-3, 1e-4
-"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out some percent too
-large (q = 0.001, z = 1, 1000 rounds: 0.155 instead of 0.149); elsewhere COARSE takes a tenth of the time."""
+"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out percents too large
+(q = 0.001, z = 1, 1000 rounds: 0.155 instead of 0.149); elsewhere COARSE takes a tenth of the time."""
 
-LEAST_PLD_NOISE = 0.05
-"""Below this effective noise multiplier, losses reach into the hundreds: a distribution of them on the grid
-takes gigabytes, and what it could say is that there is no privacy."""
+LEAST_NOISE = 0.05
+"""Below this effective noise multiplier, losses reach into the hundreds: a grid for them takes gigabytes, and
+what it could say is that there is no privacy."""
 
 
 @lru_cache(maxsize=4096)
@@ -128,7 +128,7 @@ def has_pld(release: Release) -> bool:
     """Whether the release has a privacy loss distribution here."""
     return (
         isinstance(release.mechanism, (Gaussian, Laplace))
-        and release.effective_noise_multiplier >= LEAST_PLD_NOISE
+        and release.effective_noise_multiplier >= LEAST_NOISE
     )
 
 
@@ -211,7 +211,11 @@ def _library_rdp(release: Release) -> Vector:
     values = np.empty_like(ORDERS)
     values[~fractional] = accountant.rdp
     if isinstance(sampling, Poisson):
-        values[fractional] = [_poisson_rdp(sampling.rate, noise, order) for order in ORDERS[fractional]]
+        values[fractional] = (
+            [_poisson_rdp(sampling.rate, noise, order) for order in ORDERS[fractional]]
+            if noise >= LEAST_NOISE
+            else ORDERS[fractional] / (2.0 * noise**2)  # as if everyone took part
+        )
     return values
 
 

@@ -164,6 +164,17 @@ def test_the_gate_that_looks_ahead_stops_where_one_that_asks_every_round_would(f
     assert accountant.would_exceed(one, budget)
 
 
+@pytest.mark.parametrize("sampling", [untruncated(0.1), FixedSize(size=1, population=9)])
+@pytest.mark.parametrize("z", [1e-6, 0.01])
+def test_hardly_any_noise_costs_much_and_takes_no_memory(sampling, z):
+    relation = REPLACE if isinstance(sampling, FixedSize) else ADD
+    accountant = Accountant(relation)
+    one = release(z, sampling, relation)
+    assert accountant.would_exceed(one, Budget(epsilon=100.0, delta=1e-5))
+    accountant.compose(one)
+    assert accountant.report(1e-5).epsilon > 100
+
+
 def test_losses_smaller_than_the_coarse_grid_get_the_fine_one():
     assert d.pld_interval([release(1, untruncated(0.01)), release(5)]) == d.COARSE
     assert d.pld_interval([release(1, untruncated(0.01)), release(1, untruncated(0.001))]) == d.FINE
