@@ -34,8 +34,8 @@ ORDERS: Vector = np.array(
 """The Rényi orders of every accountant: dp-accounting's own, so that values can be compared."""
 
 COARSE, FINE = 1e-3, 1e-4
-"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out percents too large
-(q = 0.001, z = 1, 1000 rounds: 0.155 instead of 0.149); elsewhere COARSE takes a tenth of the time."""
+"""Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out too large by
+percents (q = 0.001, z = 1, 1000 rounds: 0.155 for 0.149); elsewhere COARSE takes a tenth of the time."""
 
 LEAST_NOISE = 0.05
 """Below this effective noise multiplier, losses reach into the hundreds: a grid for them takes gigabytes, and
