@@ -1,8 +1,8 @@
 """What privacy costs: drawing noise, accounting, and accuracy at a given ε.
 
     python benchmarks/privacy.py --quick                  # a few minutes; all sections, one seed
-    python benchmarks/privacy.py --write                  # three seeds, into docs/benchmarks/privacy.md
-    python benchmarks/privacy.py --only noise,accounting  # a part
+    python benchmarks/privacy.py --write                  # three seeds and more, into docs/benchmarks/privacy.md
+    python benchmarks/privacy.py --only noise,accounting  # a part; --write replaces these sections alone
 
 DP-SGD's throughput beside Opacus, jax-privacy and optax: ``privacy_dpsgd.py``; noise added by the clients:
 ``privacy_distributed.py``; adaptive clipping against every fixed clip norm: ``adaptive_clipping.py``.
@@ -10,6 +10,7 @@ DP-SGD's throughput beside Opacus, jax-privacy and optax: ``privacy_dpsgd.py``; 
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +39,12 @@ from fl_plugins.privacy.calibration import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks" / "privacy.md"
+HEAD = """# Privacy: noise, accounting, accuracy
+
+Elsewhere: [DP-SGD throughput](privacy-dpsgd.md), [noise from the clients](../distributed-privacy.md). Each section
+names its command; others' load on the machine stays in wall times, so CPU times and ratios are what to compare.
+
+"""
 DELTA = 1e-5
 NUMBERS = 10_000_000
 ROUNDS = 1000
@@ -184,23 +191,23 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     options = parser.parse_args()
-    lines: list[str] = []
     for name in options.only.split(","):
-        found = SECTIONS[name](options.quick)
-        print("\n".join(found), flush=True)
-        lines += ["", *found]
-    if options.write:
-        head = [
-            "# Privacy: noise, accounting, accuracy",
-            "",
-            f"`python benchmarks/privacy.py {' '.join(sys.argv[1:])}`",
-        ]
-        rest = [
-            "", "Elsewhere: [DP-SGD throughput](privacy-dpsgd.md), "
-            "[noise from the clients](../distributed-privacy.md).",
-        ]  # fmt: skip
-        PAGE.write_text("\n".join([*head, *rest, *lines, ""]), encoding="utf-8")
+        found = "\n".join(SECTIONS[name](options.quick))
+        print(found, flush=True)
+        if options.write:
+            write(name, found, quick=options.quick)
     return 0
+
+
+def write(name: str, text: str, *, quick: bool) -> None:
+    """Put one section into the page, in the place of what it said before; others stay."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    parts = re.split(r"<!-- (\w+) -->\n", page)
+    kept = dict(zip(parts[1::2], parts[2::2], strict=True))
+    command = f"python benchmarks/privacy.py --only {name}{' --quick' if quick else ''}"
+    kept[name] = f"{text}\n\n`{command}`\n\n"
+    whole = HEAD + "".join(f"<!-- {each} -->\n{kept[each]}" for each in SECTIONS if each in kept)
+    PAGE.write_text(whole.rstrip("\n") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -46,5 +46,6 @@ def privacy_loss_distribution(*, rate: float, noise_multiplier: float, interval:
     mu = 1.0 / noise_multiplier
     largest = float(np.logaddexp(math.log1p(-rate), math.log(rate) + mu * (_DEVIATIONS + mu / 2.0)))
     last = math.ceil(largest / interval)
-    deltas = delta_profile(np.arange(-last, last + 1) * interval, rate=rate, mu=mu)
+    grid = np.arange(-last, last + 1, dtype=np.float64) * interval
+    deltas = delta_profile(grid, rate=rate, mu=mu)
     return PrivacyLossDistribution(connect_dots(interval, -last, last, deltas))
