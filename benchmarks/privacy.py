@@ -1,8 +1,8 @@
 """What privacy costs: drawing noise, accounting, and accuracy at a given ε.
 
-    python benchmarks/privacy.py --quick                  # a few minutes; all sections, one seed
-    python benchmarks/privacy.py --write                  # three seeds and more, into docs/benchmarks/privacy.md
-    python benchmarks/privacy.py --only noise,accounting  # a part; --write replaces these sections alone
+    python benchmarks/privacy.py --quick             # a few minutes; all sections, one seed or two
+    python benchmarks/privacy.py --write             # three seeds or more, into docs/benchmarks/privacy.md
+    python benchmarks/privacy.py --only noise,silos  # a part; --write replaces these sections alone
 
 DP-SGD's throughput beside Opacus, jax-privacy and optax: ``privacy_dpsgd.py``; noise added by the clients:
 ``privacy_distributed.py``; adaptive clipping against every fixed clip norm: ``adaptive_clipping.py``.
@@ -41,8 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks" / "privacy.md"
 HEAD = """# Privacy: noise, accounting, accuracy
 
-Elsewhere: [DP-SGD throughput](privacy-dpsgd.md), [noise from the clients](../distributed-privacy.md). Each section
-names its command; others' load on the machine stays in wall times, so CPU times and ratios are what to compare.
+Elsewhere: [DP-SGD throughput](privacy-dpsgd.md), [noise from the clients](../distributed-privacy.md). Each
+section names its command. The machine has other users: compare CPU times and ratios.
 
 """
 DELTA = 1e-5
