@@ -204,16 +204,16 @@ class Accountant:
             return self._pld_epsilon({**others, release: number}, budget.delta) if number or others else 0.0
 
         if self._bracket is None or self._bracket[0] != key:
-            spent = self._counts.get(release, 0)
-            self._bracket = (key, (spent, spends(spent)), (math.inf, math.inf))
+            self._bracket = (key, (self._counts.get(release, 0), math.nan), (math.inf, math.inf))
         _, (low, below), (high, above) = self._bracket
-        if below > budget.epsilon:
-            return False
         halve = False
         while low < count < high:
             width = high - low
             probe = 2 * count
             if math.isfinite(high):
+                below = spends(low) if math.isnan(below) else below
+                if below > budget.epsilon:
+                    return False
                 probe = int(low + high) // 2
                 if not halve and below < budget.epsilon < above < math.inf:  # ε grows like a square root
                     share = (budget.epsilon - below) / (above - below)
