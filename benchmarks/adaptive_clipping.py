@@ -23,14 +23,23 @@ USERS, PER_USER, LOCAL_STEPS, LEARNING_RATE = 479, 3, 5, 0.5
 NORMS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def data(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the users' images and labels, ``(users, 3, …)``, and the test set."""
+Users = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""The users' images and labels, ``(users, images of one, …)``, and the test set's."""
+
+
+def data(seed: int) -> Users:
+    """Return digits, dealt to users."""
     images, labels = load_digits(return_X_y=True)
+    return deal(images / 16.0, labels, USERS, PER_USER, seed)
+
+
+def deal(images: np.ndarray, labels: np.ndarray, users: int, per_user: int, seed: int) -> Users:
+    """Return the images with a bias column, dealt to users; who is left is the test set."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    x, y = images[order] / 16.0, np.eye(10)[labels[order]]
+    x, y = images[order], np.eye(10)[labels[order]]
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    n = USERS * PER_USER
-    return x[:n].reshape(USERS, PER_USER, -1), y[:n].reshape(USERS, PER_USER, -1), x[n:], y[n:]
+    n = users * per_user
+    return x[:n].reshape(users, per_user, -1), y[:n].reshape(users, per_user, -1), x[n:], y[n:]
 
 
 def train_locally(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -41,16 +50,18 @@ def train_locally(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarr
         scores -= scores.max(axis=-1, keepdims=True)
         shares = np.exp(scores)
         shares /= shares.sum(axis=-1, keepdims=True)
-        local -= LEARNING_RATE * x.transpose(0, 2, 1) @ (shares - y) / PER_USER
+        local -= LEARNING_RATE * x.transpose(0, 2, 1) @ (shares - y) / x.shape[1]
     return local
 
 
-def accuracies(strategy: DpFedAvg, seed: int, rounds: int) -> Iterator[tuple[float, float]]:
+def accuracies(
+    strategy: DpFedAvg, seed: int, rounds: int, *, given: Users | None = None
+) -> Iterator[tuple[float, float]]:
     """Yield test accuracy and clip norm after every round."""
-    x, y, test_x, test_y = data(seed)
+    x, y, test_x, test_y = data(seed) if given is None else given
     base = {"params/w": np.zeros((x.shape[-1], 10))}
     layout = Layout.of(base)
-    names = [str(user) for user in range(USERS)]
+    names = [str(user) for user in range(len(x))]
     for number in range(1, rounds + 1):
         source = strategy.noise_source("sample", number)
         drawn = [int(name) for name in strategy.rounds.draw(names, number, source)]
@@ -89,13 +100,13 @@ def main() -> None:
         print(f"{name:<20} {scores.mean():7.2f} {scores.std(ddof=1):6.2f} {last_clip:10.3f}", flush=True)
 
 
-def private(rate: float, *, seed: int, **given: Any) -> DpFedAvg:
+def private(rate: float, *, seed: int, population: int = USERS, **given: Any) -> DpFedAvg:
     """Return the strategy."""
     return DpFedAvg(
         FedAvg(weighting="uniform"),
         unit="client",
         adjacency="add_remove",
-        population=USERS,
+        population=population,
         sampling=f"poisson(rate={rate})",
         delta=1e-5,
         insecure_seed=seed,

@@ -1,18 +1,23 @@
-"""What the steps of one training cost."""
+"""One step of DP-SGD as a release of :mod:`fl_plugins.privacy`, which does all the accounting."""
 
-import functools
+from fl_plugins.privacy import Everyone, Gaussian, NeighborRelation, Poisson, Release
 
 
-@functools.lru_cache(maxsize=1024)
-def epsilon(*, sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float) -> float:
-    """Return ε at ``delta`` of ``num_steps`` Poisson-sampled Gaussian steps, by Rényi accounting.
+def step_release(
+    *, adjacency: str, sampling_rate: float, noise_multiplier: float, num_examples: int
+) -> Release:
+    """Return what one step makes public, unit record.
 
-    It holds where a neighbour has one record more or less, or one that contributes nothing.
+    No batch is ever cut (a larger one takes another pass), so under Poisson sampling ε does not depend on
+    ``num_examples``.
     """
-    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
-    step = PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
-    accountant.compose(step, num_steps)
-    return float(accountant.get_epsilon(delta))
+    sampling = (
+        Everyone()
+        if sampling_rate >= 1.0
+        else Poisson(rate=sampling_rate, population=num_examples, max_cohort=num_examples)
+    )
+    return Release(
+        mechanism=Gaussian(noise_multiplier=noise_multiplier),
+        sampling=sampling,
+        relation=NeighborRelation.of(unit="record", adjacency=adjacency),
+    )

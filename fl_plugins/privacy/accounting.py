@@ -8,8 +8,8 @@ method     applies to                              cost
 exact      Gaussian noise without sampling         microseconds
 pure       Laplace noise                           nothing
 rdp        everything                              a cached vector per kind of release; microseconds
-pld        Gaussian and Laplace noise, except      tenths of a second
-           fixed-size sampling
+pld        Gaussian and Laplace noise, but not     tenths of a second
+           hardly any
 =========  ======================================  ====================================================
 
 PLD needs 10 to 30 % less ε than RDP for the same run. The gate asks the cheap bounds first and PLD only once
@@ -17,7 +17,7 @@ they say no; how many more equal releases fit is then found once, by bisection, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -114,7 +114,7 @@ class Accountant:
         self._truncated = 0.0
         self._mu_squared = 0.0
         self._pure = 0.0
-        self._quota: tuple[object, int] | None = None
+        self._bracket: tuple[object, tuple[int, float], tuple[float, float]] | None = None
 
     @property
     def counts(self) -> Mapping[Release, int]:
@@ -175,7 +175,7 @@ class Accountant:
             return True  # no numerical distribution finds less, and one of very little noise takes all memory
         if not all(map(divergences.has_pld, counts)):
             return True
-        return counts[release] > self._allowed(release, budget)
+        return not self._fits(release, budget, counts[release])
 
     def _after(self, release: Release, count: int) -> tuple[divergences.Vector, float, float, float]:
         """Return the state after ``count`` more releases."""
@@ -190,31 +190,51 @@ class Accountant:
             self._pure + count * pure,
         )
 
-    def _allowed(self, release: Release, budget: Budget) -> int:
-        """Return how often ``release`` fits beside all others, by PLD; remembered until others are added."""
-        others = {each: count for each, count in self._counts.items() if each != release}
+    def _fits(self, release: Release, budget: Budget, count: int) -> bool:
+        """Whether so many of ``release`` fit beside all others, by PLD.
+
+        It is asked for one more each round, so what is found further on is remembered until others are added:
+        as long as twice as many fit, one distribution is computed for each doubling, then a few more.
+        """
+        others = {each: number for each, number in self._counts.items() if each != release}
         key = (release, budget, frozenset(others.items()))
-        if self._quota is not None and self._quota[0] == key:
-            return self._quota[1]
 
-        def fits(count: int) -> bool:
-            return self._pld_epsilon({**others, release: count}, budget.delta) <= budget.epsilon
+        def spends(number: int) -> float:
+            return self._pld_epsilon({**others, release: number}, budget.delta) if number or others else 0.0
 
-        low = self._counts.get(release, 0)  # spent already, whether it fits or not
-        high = low + 1
-        while fits(high):
-            low, high = high, high + max(high - self._counts.get(release, 0), 1) * 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        self._quota = (key, low)
-        return low
+        if self._bracket is None or self._bracket[0] != key:
+            self._bracket = (key, (self._counts.get(release, 0), math.nan), (math.inf, math.inf))
+        _, (low, below), (high, above) = self._bracket
+        halve = False
+        while low < count < high:
+            width = high - low
+            probe = 2 * count
+            if math.isfinite(high):
+                below = spends(low) if math.isnan(below) else below
+                if below > budget.epsilon:
+                    return False
+                probe = int(low + high) // 2
+                if not halve and below < budget.epsilon < above < math.inf:  # ε grows like a square root
+                    share = (budget.epsilon - below) / (above - below)
+                    probe = int((math.sqrt(low) + share * (math.sqrt(high) - math.sqrt(low))) ** 2)
+                probe = int(min(max(probe, low + 1), high - 1))
+            spent_then = spends(probe)
+            if spent_then <= budget.epsilon:
+                low, below = probe, spent_then
+            else:
+                high, above = probe, spent_then
+            halve = high - low > width / 2
+        self._bracket = (key, (low, below), (high, above))
+        return count <= low
 
     def _pld_epsilon(self, counts: Mapping[Release, int], delta: float) -> float:
         """Return ε by composing privacy loss distributions."""
         total = None
+        interval = divergences.pld_interval(counts)
         for release, count in counts.items():
-            one = divergences.pld(release, count)
+            if count == 0:
+                continue
+            one = divergences.pld(release, count, interval)
             total = one if total is None else total.compose(one)
         assert total is not None, "somebody was composed"
         return float(total.get_epsilon_for_delta(delta))
@@ -232,6 +252,17 @@ class Accountant:
                 f"accountant: a release for {release.relation} cannot be composed with those for "
                 f"{self.relation}; keep one accountant, or one ledger, for each."
             )
+
+
+def costliest(releases: Iterable[Release]) -> list[Release]:
+    """Return the releases that no other one costs at least as much as, whatever δ is: most often one."""
+    kept: dict[Release, divergences.Vector] = {}
+    for release in releases:
+        cost = np.append(divergences.rdp(release), divergences.truncation_probability(release))
+        if not any(np.all(other >= cost) for other in kept.values()):
+            kept = {each: other for each, other in kept.items() if not np.all(cost >= other)}
+            kept[release] = cost
+    return list(kept)
 
 
 def check_delta(owner: str, delta: float) -> None:

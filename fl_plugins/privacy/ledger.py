@@ -12,8 +12,9 @@ line                  fields beside ``seq``, ``previous`` (the hash of the line 
 
 **Guarantees.** A reservation is on disk before :meth:`Ledger.reserve` returns, and counts as spent whatever
 happens then: a crash never makes ε smaller. A last line without its newline was being written by a process
-that was killed; it counts as one more reservation of the last release. Any other line that does not parse, is
-missing or was changed is refused. One process at a time may write.
+that was killed; which reservation it would have been is unknown, so the costliest counts once more: the
+largest count so far, of the release that costs most at every Rényi order (of each of several, if none does).
+Any other line that does not parse, is missing or was changed is refused. One process at a time may write.
 
 Whoever can write the file can also write a new chain from its beginning, or cut whole lines off its end: the
 chain finds damage and edits, not an owner who forges. Keep ``head`` elsewhere to find that too.
@@ -31,7 +32,7 @@ from typing import IO, Any, Self
 from fl_plugins.checks import check_int
 from fl_plugins.errors import ConfigError, DataError
 
-from .accounting import Accountant, Budget, Report
+from .accounting import Accountant, Budget, Report, costliest
 from .releases import Release
 from .units import NeighborRelation
 
@@ -76,7 +77,7 @@ class Ledger:
     def read(cls, path: Path) -> Self:
         """Return a ledger as it is now, to report of; nothing can be charged to it, and a run may go on.
 
-        A last line that is not whole, torn or being written, counts as one more release.
+        A last line that is not whole, torn or being written, counts as in the class.
 
         Raises
         ------
@@ -89,7 +90,8 @@ class Ledger:
         with path.open("rb", buffering=0) as file:
             ledger._file = file
             if ledger._replay(file.read()):
-                ledger._accountant.compose(ledger._by_number[max(ledger._by_number)])
+                for release in costliest(ledger._definitions):
+                    ledger._accountant.compose(release, ledger._largest_count)
         return ledger
 
     def begin(self, run: str, config: Mapping[str, Any]) -> None:
@@ -201,8 +203,9 @@ class Ledger:
             self._append({"line": "opened", **head, **relation})
             _sync_folder(self.path.parent)
         elif torn:
-            line = {"line": "reserved", "run": "", "round": 0, "count": 1, "torn": True}
-            self._append({**line, "release": max(self._by_number)})
+            line = {"line": "reserved", "run": "", "round": 0, "count": self._largest_count, "torn": True}
+            for release in costliest(self._definitions):
+                self._append({**line, "release": self._definitions[release]})
 
     def _replay(self, data: bytes) -> bytes:
         """Follow all whole lines, and return what of a last one is there."""
@@ -211,6 +214,7 @@ class Ledger:
         self._definitions: dict[Release, int] = {}
         self._by_number: dict[int, Release] = {}
         self._pending: set[int] = set()
+        self._largest_count = 1
         self._accountant = Accountant(self.relation)
         whole, newline, torn = data.rpartition(b"\n")
         for raw in (whole + newline).splitlines():
@@ -252,6 +256,7 @@ class Ledger:
         elif kind == "reserved":
             self._accountant.compose(self._by_number[line["release"]], line["count"])
             self._pending.add(line["seq"])
+            self._largest_count = max(self._largest_count, line["count"])
         elif kind == "committed":
             self._pending.remove(line["reserved"])
         else:

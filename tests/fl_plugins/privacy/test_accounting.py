@@ -138,6 +138,48 @@ def test_the_gate_lets_through_as_many_rounds_as_the_best_accounting_allows():
     assert accountant.report(1e-5).epsilon > 1.0
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_the_gate_that_looks_ahead_stops_where_one_that_asks_every_round_would(first, monkeypatch):
+    """Also beside other releases, and with few distributions computed."""
+    one, other = release(1.0, Poisson(rate=0.05, population=1000)), release(8.0, kind=Laplace)
+    budget = Budget(epsilon=3.0, delta=1e-5)
+    accountant = Accountant(ADD)
+    if first:
+        accountant.compose(other, first)
+    computed = []
+    real = Accountant._pld_epsilon
+
+    def counted(self, counts, delta):
+        computed.append(counts)
+        return real(self, counts, delta)
+
+    monkeypatch.setattr(Accountant, "_pld_epsilon", counted)
+    while not accountant.would_exceed(one, budget):
+        accountant.compose(one)
+    assert 20 < accountant.counts[one] < 200
+    assert len(computed) <= 12
+    assert accountant.report(1e-5).epsilon <= 3.0
+    accountant.compose(one)
+    assert accountant.report(1e-5).epsilon > 3.0
+    assert accountant.would_exceed(one, budget)
+
+
+@pytest.mark.parametrize("sampling", [untruncated(0.1), FixedSize(size=1, population=9)])
+@pytest.mark.parametrize("z", [1e-6, 0.01])
+def test_hardly_any_noise_costs_much_and_takes_no_memory(sampling, z):
+    relation = REPLACE if isinstance(sampling, FixedSize) else ADD
+    accountant = Accountant(relation)
+    one = release(z, sampling, relation)
+    assert accountant.would_exceed(one, Budget(epsilon=100.0, delta=1e-5))
+    accountant.compose(one)
+    assert accountant.report(1e-5).epsilon > 100
+
+
+def test_losses_smaller_than_the_coarse_grid_get_the_fine_one():
+    assert d.pld_interval([release(1, untruncated(0.01)), release(5)]) == d.COARSE
+    assert d.pld_interval([release(1, untruncated(0.01)), release(1, untruncated(0.001))]) == d.FINE
+
+
 def test_insecure_noise_voids_the_report_and_every_report_names_unit_and_adjacency():
     accountant = Accountant(ADD)
     accountant.compose(release(1))

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from fl_plugins.errors import ConfigError, DataError, FLPluginsError
-from fl_plugins.privacy import Budget, Everyone, Gaussian, NeighborRelation, Release
+from fl_plugins.privacy import Budget, Everyone, Gaussian, Laplace, NeighborRelation, Release
+from fl_plugins.privacy.divergences import rdp
 from fl_plugins.privacy.ledger import Ledger
 
 ADD = NeighborRelation.of(unit="client", adjacency="add_remove")
@@ -90,6 +91,42 @@ def test_a_torn_last_line_counts_as_spent_wherever_it_was_cut(tmp_path):
         (tmp_path / "torn").write_bytes(whole[:cut])
         assert count(tmp_path / "torn") == 4  # three, and the torn line
         assert count(tmp_path / "torn") == 4  # repaired: once only
+
+
+def gaussian(z):
+    return Release(mechanism=Gaussian(noise_multiplier=z), sampling=Everyone(), relation=ADD)
+
+
+def test_a_torn_line_is_charged_as_the_costliest_release_of_the_population_and_its_largest_count(tmp_path):
+    dear, cheap = gaussian(1.0), gaussian(9.0)
+    path = tmp_path / "ledger"
+    with open_ledger(path) as ledger:
+        ledger.begin("r", {})
+        for one, times in ((dear, 2), (cheap, 3), (cheap, 1)):  # the last definition is the cheap one
+            ledger.reserve(one, run="r", number=0, count=times)
+    path.write_bytes(path.read_bytes() + b'{"count":')
+    assert dict(Ledger.read(path).accountant.counts) == {dear: 2 + 3, cheap: 4}
+    for _ in range(2):
+        with open_ledger(path) as ledger:
+            assert dict(ledger.accountant.counts) == {dear: 2 + 3, cheap: 4}
+
+
+def test_where_no_release_costs_most_at_every_order_a_torn_line_is_charged_as_each_that_may(
+    tmp_path,
+):
+    laplace = Release(mechanism=Laplace(noise_multiplier=0.7), sampling=Everyone(), relation=ADD)
+    gauss, cheap = gaussian(1.2), gaussian(5.0)
+    at_low, at_high = (rdp(laplace)[order] > rdp(gauss)[order] for order in (0, -1))
+    assert at_low != at_high
+    path = tmp_path / "ledger"
+    with open_ledger(path) as ledger:
+        ledger.begin("r", {})
+        for one in (cheap, laplace, gauss):
+            ledger.reserve(one, run="r", number=0)
+    path.write_bytes(path.read_bytes() + b"{")
+    assert dict(Ledger.read(path).accountant.counts) == {cheap: 1, laplace: 2, gauss: 2}
+    with open_ledger(path) as ledger:
+        assert dict(ledger.accountant.counts) == {cheap: 1, laplace: 2, gauss: 2}
 
 
 def test_any_other_damage_is_refused(tmp_path):

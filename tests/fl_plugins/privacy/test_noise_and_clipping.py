@@ -24,6 +24,25 @@ def test_normals_have_the_right_scale_and_a_wrong_one_is_rejected(dtype, std):
     assert stats.kstest(drawn, "norm", args=(0, 1.05 * std)).pvalue < 1e-9
     halves = drawn[:100_000], drawn[100_000:200_000]
     assert abs(np.corrcoef(*halves)[0, 1]) < 5 / np.sqrt(100_000)  # five standard errors
+    # The two of one pair are 2¹⁵ apart in a chunk of 2¹⁶: independent in value, size and direction.
+    first, second = drawn[: 1 << 15], drawn[1 << 15 : 1 << 16]
+    assert abs(np.corrcoef(first**2, second**2)[0, 1]) < 5 / np.sqrt(1 << 15)
+    turned = np.arctan2(second, first) / (2 * np.pi) + 0.5
+    assert stats.kstest(turned, "uniform").pvalue > 1e-3
+    assert stats.kstest(np.hypot(first, second) ** 2 / std**2, "chi2", args=(2,)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 40_001])
+def test_normals_are_the_box_muller_transform_of_their_words(size):
+    """√(−2 log u)·(± cos θ, ± sin θ), by NumPy's functions in 80 bits."""
+    words = NoiseSource(**SEEDED).words(2 * ((size + 1) // 2))
+    half = len(words) // 2
+    radius = np.sqrt(-2 * np.log(((words[:half] >> np.uint64(11)) + 1.0).astype(np.longdouble) * 2.0**-53))
+    angle = (words[half:] >> np.uint64(11)).astype(np.longdouble) * 2.0**-53 * np.arccos(np.longdouble(0))
+    one, two = (1.0 - 2.0 * (words[half:] >> np.uint64(bit) & np.uint64(1)) for bit in (0, 1))
+    expected = np.concatenate([radius * one * np.cos(angle), radius * two * np.sin(angle)])[:size]
+    drawn = NoiseSource(**SEEDED).normal(size)
+    assert abs(drawn - expected).max() < 4e-15  # 8.57 is the largest radius, and each factor is off by ≤ 2⁻⁵²
 
 
 def test_integers_are_uniform_and_so_are_subsets():
