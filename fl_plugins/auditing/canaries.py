@@ -1,7 +1,7 @@
 """One-run audit of a private strategy: canary clients through its own rounds, on a grid in this process.
 
-Canary i is a client whose update has a direction of its own, eᵢ, and is so long that it is clipped to exactly the
-clip norm. A secret fair coin, the same in all rounds, says which of two things it does:
+Canary i is a client whose update has a direction of its own, eᵢ, and is so long that it is clipped to exactly
+the clip norm. A secret fair coin, the same in all rounds, says which of two things it does:
 
 ==========  ==================  ==========================================
 adjacency   heads               tails
@@ -12,8 +12,8 @@ replace     sends the update    sends the opposite
 ==========  ==================  ==========================================
 
 The adversary knows everything but coins, cohorts and noise, and sees every model. Two further runs without
-canaries tell whether the noise repeats itself (a seed); if so it is subtracted. That choice depends on no coin, so
-that the bound stays valid.
+canaries tell whether the noise repeats itself (a seed); if so it is subtracted. That choice depends on no
+coin, so that the bound stays valid.
 """
 
 import logging
@@ -186,6 +186,7 @@ def _scores(sums: Floats, release: Release, *, linear: bool) -> Floats:
 
     A server optimizer changes scale and shape of what is seen; then it is the total, from the middle of all.
     """
+    sums = sums[np.any(sums != 0.0, axis=1)]  # rounds in which an adaptive clip norm takes no step
     if linear or not isinstance(release.mechanism, Gaussian):
         return centered(sums.sum(axis=0))
     rate = 1.0

@@ -26,7 +26,7 @@ class Finding:
     shown : Shown
         ε by :func:`fl_plugins.privacy.audit.epsilon_lower_bound`: of any mechanism.
     shown_gaussian : Shown, optional
-        μ by :func:`fl_plugins.privacy.audit.mu_lower_bound`, where a Gaussian trade-off is what was accounted.
+        μ by :func:`fl_plugins.privacy.audit.mu_lower_bound`, where a Gaussian trade-off was accounted.
     most : float
         The ε that the same number of canaries shows if every guess is right.
     accounted : float, optional
@@ -115,7 +115,8 @@ class Finding:
             lines.append("verdict      nothing is promised for this unit and adjacency")
         elif self.most <= self.accounted:
             lines.append(
-                f"verdict      none: so many canaries show ε = {self.most:.4g} at most; audit with more, or a smaller ε"
+                f"verdict      none: so many canaries show ε = {self.most:.4g} at most; take more, or a "
+                "smaller ε"
             )
         else:
             lines.append(f"verdict      consistent (perfect guesses would have shown ε ≥ {self.most:.4g})")

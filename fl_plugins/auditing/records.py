@@ -1,7 +1,7 @@
 """One-run audit of a private trainer: canary records through one call of its ``train``.
 
-The model is a linear one whose gradient at record i is a multiple of eᵢ, far beyond any clip norm: each record has
-a weight of its own, which only it and the noise move. A secret fair coin per record says which of two it is:
+The model is a linear one whose gradient at record i is a multiple of eᵢ, far beyond any clip norm: each
+record has a weight of its own, which only it and the noise move. A secret fair coin per record says which it is:
 
 ==========  ==============  ============================
 adjacency   heads           tails
@@ -104,7 +104,7 @@ def audit_trainer(trainer: object, *, num_records: int, confidence: float = 0.95
     if name not in result.metrics:
         raise ContractError(f"audit: the trainer reports no metric {name}; it has {sorted(result.metrics)}.")
     (key,) = arrays
-    nobody = _records(data.x * 0.0)
+    nobody = _records(np.zeros_like(data.x))
     first, second = (_weights(trainer.train(arrays, nobody, seed=0).arrays[key]) for _ in range(2))
     seen = _weights(result.arrays[key])
     if repeats(first, second):
@@ -117,7 +117,7 @@ def audit_trainer(trainer: object, *, num_records: int, confidence: float = 0.95
         delta=trainer.delta,
         confidence=confidence,
         accounted=epsilon,
-        account=f"ε = {epsilon:.4g} at δ = {trainer.delta:g} ({relation}; as the trainer reports, one training)",
+        account=f"ε = {epsilon:.4g} at δ = {trainer.delta:g} ({relation}; as the trainer reports)",
     )
 
 

@@ -7,8 +7,8 @@ v     correct guesses
 μ     of a Gaussian trade-off curve: the mechanism tells two N(·, 1) at distance μ apart
 ====  ==========================================================================================
 
-:func:`epsilon_lower_bound` assumes nothing of the mechanism (Steinke, Nasr & Jagielski 2023, *Privacy Auditing with
-One (1) Training Run*, Theorem 5.2). :func:`mu_lower_bound` refutes that the mechanism is μ-Gaussian
+:func:`epsilon_lower_bound` assumes nothing of the mechanism (Steinke, Nasr & Jagielski 2023, *Privacy
+Auditing with One (1) Training Run*, Theorem 5.2). :func:`mu_lower_bound` refutes that the mechanism is μ-Gaussian
 (Mahloujifar, Melis & Chaudhuri 2024, *Auditing f-Differential Privacy in One Run*), which shows more where
 the accounting claims just that, as for Gaussian noise without sampling.
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, gammaln, ndtr, ndtri, xlogy
+from scipy.special import betainc, gammaln, ndtr, ndtri
 
 from fl_plugins.checks import check_int, check_number
 from fl_plugins.errors import ConfigError
@@ -54,8 +54,8 @@ class Guesses:
         check_int("audit", "num_correct", self.num_correct, minimum=0)
         if not self.num_correct <= self.num_guesses <= self.num_canaries:
             raise ConfigError(
-                f"audit: {self.num_correct} correct of {self.num_guesses} guesses of {self.num_canaries} canaries, "
-                "but each number is at most the next; count again."
+                f"audit: {self.num_correct} correct of {self.num_guesses} guesses of {self.num_canaries} "
+                "canaries, but each number is at most the next; count again."
             )
 
 
@@ -68,7 +68,7 @@ class Shown:
 
 
 def guess(scores: Floats, coins: NDArray[np.bool_], *, num_guesses: int) -> Guesses:
-    """Guess the coins of the largest |scores|: heads if positive. Which are guessed never depends on coins."""
+    """Guess the coins of the largest |scores|, heads if positive; coins have no say in which are guessed."""
     if scores.shape != coins.shape or scores.ndim != 1:
         raise ConfigError(
             f"audit: scores of shape {scores.shape} and coins of shape {coins.shape}; give (m,) of each."

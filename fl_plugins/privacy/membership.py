@@ -62,13 +62,18 @@ def clopper_pearson(
 
 
 def epsilon_of_errors(
-    *, true_positives: NDArray[np.int64] | int, members: int, false_positives: NDArray[np.int64] | int,
-    others: int, delta: float, confidence: float,
+    *,
+    true_positives: NDArray[np.int64] | int,
+    members: int,
+    false_positives: NDArray[np.int64] | int,
+    others: int,
+    delta: float,
+    confidence: float,
 ) -> Floats:
     """Return a lower bound on ε from a test's counts (Kairouz, Oh & Viswanath 2015; Jagielski et al. 2020).
 
-    (ε, δ)-privacy asks TPR ≤ e^ε·FPR + δ of every test that was fixed before the trials: with p below TPR and q
-    above FPR, each with half the error, ε ≥ log((p − δ)/q).
+    (ε, δ)-privacy asks TPR ≤ e^ε·FPR + δ of every test that was fixed before the trials: with p below TPR and
+    q above FPR, each with half the error, ε ≥ log((p − δ)/q).
 
     Guarantees
     ----------
@@ -85,10 +90,10 @@ def epsilon_of_errors(
 def epsilon_lower_bound(
     members: Floats, others: Floats, *, delta: float, confidence: float, source: NoiseSource | None = None
 ) -> float:
-    """Return a lower bound on ε from independent scores: the test is chosen on one half, counted on the other.
+    """Return a lower bound on ε from independent scores: the test is chosen on one half, used on the other.
 
-    Both ways of the inequality are tried: "member" above a threshold, and "other" below it. The halves are drawn from
-    ``source`` (the operating system's by default), so that the order of the scores does not matter.
+    Both ways of the inequality are tried: "member" above a threshold, and "other" below it. The halves are
+    drawn from ``source`` (the operating system's by default), so that the order of scores does not matter.
 
     Raises
     ------
@@ -144,6 +149,6 @@ def _check(members: Floats, others: Floats, *, least: int = 1) -> None:
     for name, scores in (("members", members), ("others", others)):
         if scores.ndim != 1 or len(scores) < least or not np.isfinite(scores).all():
             raise ConfigError(
-                f"membership: {name} have scores of shape {scores.shape}, but at least {least} finite ones, (n,), are "
-                "needed; score more records, and those without a finite score as the least likely."
+                f"membership: {name} have scores of shape {scores.shape}, but at least {least} finite ones "
+                "are needed, (n,); score more records, and those without a finite score as the least likely."
             )
