@@ -1,7 +1,7 @@
 """One-run audit of a private trainer: canary records through one call of its ``train``.
 
 The model is a linear one whose gradient at record i is a multiple of eᵢ, far beyond any clip norm: each
-record has a weight of its own, which only it and the noise move. A secret fair coin per record says which it is:
+record has a weight of its own, which only it and the noise move. A fair coin per record says which it is:
 
 ==========  ==============  ============================
 adjacency   heads           tails

@@ -8,7 +8,7 @@ v     correct guesses
 ====  ==========================================================================================
 
 :func:`epsilon_lower_bound` assumes nothing of the mechanism (Steinke, Nasr & Jagielski 2023, *Privacy
-Auditing with One (1) Training Run*, Theorem 5.2). :func:`mu_lower_bound` refutes that the mechanism is μ-Gaussian
+Auditing with One (1) Training Run*, Theorem 5.2). :func:`mu_lower_bound` refutes that it is μ-Gaussian
 (Mahloujifar, Melis & Chaudhuri 2024, *Auditing f-Differential Privacy in One Run*), which shows more where
 the accounting claims just that, as for Gaussian noise without sampling.
 
