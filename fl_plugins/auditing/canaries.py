@@ -16,10 +16,8 @@ canaries tell whether the noise repeats itself (a seed); if so it is subtracted.
 coin, so that the bound stays valid.
 """
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,7 +30,7 @@ from ..errors import ConfigError, ContractError
 from ..privacy import Accountant, Adjacency, Everyone, FixedSize, Gaussian, NoiseSource, Poisson, Release
 from ..records import from_named, to_named
 from ..run_options import ManagedStrategy, RunOptions
-from ..testing import InProcessGrid
+from ._grid import AuditGrid, quiet
 from .findings import Finding
 
 Floats = NDArray[np.float64]
@@ -43,8 +41,6 @@ _FAR = 1e9
 
 _REPEATS = 0.9
 """Noise that repeats itself differs between two runs by less than this part of itself; fresh noise by √2."""
-
-_AT_ONCE = 64
 
 _MAX_CLAIM = 1_000_000
 """Examples that a canary claims, so that a strategy which weights by a public bound counts it in full."""
@@ -68,18 +64,6 @@ class PrivateStrategy(ManagedStrategy, Protocol):
     def expected_cohort(self) -> float:
         """What the sum is divided by, with ``mean_weight``."""
         ...
-
-
-class ManyAtOnce(InProcessGrid):
-    """A grid that gives many replies for one question: the server pauses after every answer."""
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Serve up to :data:`_AT_ONCE` of the waiting messages."""
-        waiting = list(message_ids)
-        replies: list[Message] = []
-        while len(replies) < _AT_ONCE and (reply := list(super().pull_messages(waiting))):
-            replies += reply
-        return replies
 
 
 class _Seen(NamedTuple):
@@ -172,7 +156,7 @@ def _play(strategy: PrivateStrategy, does: Floats, num_rounds: int) -> _Seen:
     options = RunOptions(
         num_rounds=num_rounds, seed=0, client_evaluation=False, evaluate_fn=look, emit=note, timeout_s=3600.0
     )
-    with quiet(), ManyAtOnce(serve, strategy.population) as grid:
+    with quiet(), AuditGrid(serve, strategy.population) as grid:
         strategy.run(grid, from_named({_KEY: np.zeros(len(does))}), options)
     if not events:
         raise ConfigError("audit: the strategy released no round; raise its budget, or max_epsilon.")
@@ -214,15 +198,3 @@ def repeats(first: Floats, second: Floats) -> bool:
 def centered(values: Floats) -> Floats:
     """Return values less the middle between their 10 % and 90 % quantiles: two groups on both sides of 0."""
     return np.asarray(values - np.quantile(values, [0.1, 0.9]).mean(), dtype=np.float64)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep hundreds of expected failures, and the run's progress, out of the log."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -33,7 +33,8 @@ from ..records import from_named, to_named
 from ..run_options import ManagedStrategy, RunOptions
 from ..seeds import derive_seed
 from ..training import Dataset, NamedArrays, Task, Trainer
-from .canaries import ManyAtOnce, PrivateStrategy, centered, quiet
+from ._grid import AuditGrid, quiet
+from .canaries import PrivateStrategy, centered
 from .findings import Finding
 
 Floats = NDArray[np.float64]
@@ -214,7 +215,7 @@ def _trained(
     options = RunOptions(num_rounds=num_rounds, seed=seed, client_evaluation=False, emit=note)
     initial = from_named(trainer.init(seed=derive_seed(seed, "init")))
     config = RunConfig.defaults()
-    with quiet(), ManyAtOnce(app, len(data), run_config=config) as grid:
+    with quiet(), AuditGrid(app, len(data), run_config=config) as grid:
         result = strategy.run(grid, initial, options)
     if not trainings:
         why = failures[0] if failures else "nobody was asked, or could do what the strategy needs"
