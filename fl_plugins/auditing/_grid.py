@@ -10,7 +10,7 @@ from ..errors import QuorumError
 from ..testing import InProcessGrid
 
 _AT_ONCE = 64
-_PATIENCE = 100
+_PATIENCE = 50
 """So often in a row a strategy may look who is there without sending anything."""
 
 

@@ -121,10 +121,10 @@ def test_several_rounds_show_more_than_one() -> None:
 
 
 def test_an_adaptive_clip_norm_and_a_server_optimizer_are_audited_too() -> None:
-    from fl_plugins.optimizers import adam
+    from fl_plugins.optimizers import sgd
 
     def adaptive() -> DpFedAvg:
-        inner = FedAvg(weighting="uniform", server_optimizer=adam(learning_rate=0.1))
+        inner = FedAvg(weighting="uniform", server_optimizer=sgd(learning_rate=0.5, momentum=0.9))
         return DpFedAvg(
             inner,
             unit="client",

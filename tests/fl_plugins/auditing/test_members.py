@@ -1,6 +1,6 @@
 """Membership inference against runs: what memorises is seen through, what is private is not.
 
-Coins are the operating system's; every comparison is five standard deviations from its edge or more (measured).
+Coins are the operating system's; every comparison is five standard deviations or more from its edge.
 """
 
 from dataclasses import replace
@@ -80,7 +80,8 @@ def test_a_trainer_that_accounts_for_records_is_compared_with_its_epsilon() -> N
     assert not found.finding.violated
 
 
-def test_runs_that_cannot_be_and_foreign_strategies_are_refused() -> None:
+def test_runs_that_cannot_be_and_foreign_strategies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_plugins.auditing._grid._PATIENCE", 3)
     spec = "dp_supervised(clip_norm=1.0, noise_multiplier=2.0, expected_batch_size=5000)"
     trainer = build(Kind.CLIENT, spec, task=memorised())
     with pytest.raises(ConfigError, match=r"no client has trained: .*expected_batch_size"):
