@@ -142,7 +142,7 @@ def epsilon_lower_bound(guesses: Guesses, *, delta: float, confidence: float) ->
 
     >>> sure = Guesses(num_canaries=100, num_guesses=100, num_correct=100)
     >>> round(epsilon_lower_bound(sure, delta=0.0, confidence=0.95), 3)
-    3.49
+    3.493
     """
     error = 1.0 - _checked(confidence)
     return _largest(lambda epsilon: p_value(guesses, epsilon=epsilon, delta=delta) < error)
