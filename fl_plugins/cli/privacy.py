@@ -1,13 +1,15 @@
-"""``fl-plugins privacy``: plan a budget before a run, and read what a ledger says was spent."""
+"""``fl-plugins privacy``: plan a budget, read what a ledger says was spent, audit what is promised."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from ._audits import add_audits
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("privacy", help="plan a privacy budget, report what was spent")
+    parser = subparsers.add_parser("privacy", help="plan a privacy budget, report what was spent, audit")
     commands = parser.add_subparsers(title="commands", metavar="command", required=True)
     plan = commands.add_parser("plan", help="the least noise for a budget")
     plan.add_argument("--epsilon", type=float, required=True)
@@ -25,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
     report.add_argument("ledger", type=Path)
     report.add_argument("--delta", type=float, required=True)
     report.set_defaults(run=run_report)
+    add_audits(commands)
 
 
 def run_plan(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Tools for tests of apps and plugins; nothing here is meant for real runs."""
+"""Tools for tests of apps and plugins, and for audits; nothing here is meant for real runs."""
 
 from .grid import InProcessGrid
 

@@ -1,4 +1,4 @@
-"""A Grid that serves real Messages to a ClientApp in this process: for tests only.
+"""A Grid that serves real Messages to a ClientApp in this process: for tests and audits only.
 
 It stands in for Flower's engines where only the conversation matters: no Ray, no SuperLink, no
 parallelism, no network. Every message is serialised and read back on its way to the node and on its way

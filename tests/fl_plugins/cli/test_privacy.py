@@ -92,3 +92,58 @@ def test_a_report_names_unit_adjacency_and_what_is_pending(
 def test_a_report_of_what_is_no_ledger_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["privacy", "report", str(tmp_path / "none"), "--delta", "1e-5"]) != 0
     assert "is no file" in "".join(capsys.readouterr())
+
+
+STRATEGY = (
+    "dp_fedavg(fedavg(weighting='uniform'), unit='client', adjacency='zero_out', population=100, delta=1e-5, "
+    "clip_norm=0.5, noise_multiplier=3.0{})"
+)
+
+
+def test_an_audit_prints_both_bounds_and_passes_sound_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "privacy",
+        "audit",
+        "--strategy",
+        STRATEGY.format(""),
+        "--dropouts",
+        "0.2",
+        "--num-rounds",
+        "2",
+    ]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert exact_delta(float(told.split("ε = ")[1].split()[0]), math.sqrt(2) / 3) == pytest.approx(
+        1e-5, rel=0.02
+    )
+    for words in ("lower bound  ε ≥ ", "95.0% confidence", "unit client, adjacency zero_out", "80 canaries"):
+        assert words in told
+
+
+def test_an_audit_of_noise_that_can_be_subtracted_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = STRATEGY.format(", insecure_seed=5")
+    assert main(["privacy", "audit", "--strategy", spec, "--dropouts", "0"]) == 1
+    assert "VIOLATION" in capsys.readouterr().out
+
+
+def test_a_trainer_is_audited_by_records(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = "dp_supervised(clip_norm=1.0, noise_multiplier=2.0, expected_batch_size=40, num_steps=1)"
+    assert main(["privacy", "audit", "--client", spec, "--records", "40", "--confidence", "0.9"]) == 0
+    told = capsys.readouterr().out
+    for words in ("unit record, adjacency zero_out", "90.0% confidence", "40 canaries"):
+        assert words in told
+
+
+def test_options_of_the_other_kind_of_audit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", "audit", "--strategy", STRATEGY.format(""), "--records", "5"]) == 2
+    assert "goes with --client" in capsys.readouterr().err
+    assert main(["privacy", "audit", "--client", "supervised", "--dropouts", "0.5"]) == 2
+    assert "goes with --strategy" in capsys.readouterr().err
+
+
+def test_membership_prints_area_rates_and_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "privacy membership --task digits(model='mlp') --num-clients 3 --num-rounds 1 --shadow-models 0"
+    assert main(command.split()) == 0
+    told = capsys.readouterr().out
+    for words in ("AUC  ", "at FPR 0.1%", "unit record, adjacency add_remove", "nothing is promised"):
+        assert words in told
