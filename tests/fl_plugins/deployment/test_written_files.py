@@ -1,4 +1,4 @@
-"""What an operator copies to real machines, read by those who will read it: systemd, Compose, sh and Flower."""
+"""What an operator copies to real machines, read by systemd, Compose, sh and Flower themselves."""
 
 import importlib.metadata
 import json
@@ -145,7 +145,7 @@ def test_a_service_writes_in_its_state_only_and_comes_back_by_itself(layout: Lay
 
 
 def what_is_run(role: Role, folder: Path, **environment: str) -> tuple[str, list[str], dict[str, str]]:
-    """Return the command, arguments and environment that a start script ends in, with stand-ins as commands."""
+    """Return the command, arguments and environment that a start script ends in; stand-ins note them."""
     folder.mkdir(exist_ok=True)
     told = folder / "told"
     for name in PARSERS:
