@@ -26,6 +26,8 @@ from fl_plugins.deployment.ports import free_ports
 from fl_plugins.deployment.run import run_in
 from fl_plugins.simulation.superlink import strip_colours
 
+from . import as_written
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DATA = Path(os.environ.get("FL_PLUGINS_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -68,7 +70,12 @@ def refused(role: Role, *arguments: str) -> str:
     return strip_colours(role.log.read_text())
 
 
-def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout) -> None:
+def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout, tmp_path: Path) -> None:
+    """The SuperLink and a node run under what their systemd units say, another node under its compose file."""
+    if as_written.can_be_run():
+        as_written.install(layout.server, as_written.unit(layout.server), tmp_path / "server")
+        as_written.install(layout.node(0), as_written.unit(layout.node(0)), tmp_path / "node-0")
+        as_written.install(layout.node(1), as_written.container(layout.node(1)), tmp_path / "node-1")
     drive.up(layout)
     assert [line.flower for line in drive.status(layout)] == ["answers", *["online"] * 4]
     events = run_in(
