@@ -1,7 +1,7 @@
 """Starts a role as its written systemd unit or compose file would, without systemd and Docker.
 
 The command, the environment, and what of the file system may be written are read from the written file and
-brought about in a mount namespace: ``/opt/fl-plugins/node`` or ``/deployment`` is the role's folder, read-only
+brought about in a mount namespace: ``/opt/fl-plugins/node`` or ``/deployment`` is its folder, read-only
 like everything else but its ``state/`` and ``/tmp``. What the files say beyond that (users, capabilities,
 restarts) is not: the interpreter of these tests belongs to whoever runs them.
 """

@@ -71,7 +71,7 @@ def refused(role: Role, *arguments: str) -> str:
 
 
 def test_four_hospitals_train_and_strangers_are_kept_out(layout: Layout, tmp_path: Path) -> None:
-    """The SuperLink and a node run under what their systemd units say, another node under its compose file."""
+    """The SuperLink and a node run as their systemd units say, another node as its compose file says."""
     if as_written.can_be_run():
         as_written.install(layout.server, as_written.unit(layout.server), tmp_path / "server")
         as_written.install(layout.node(0), as_written.unit(layout.node(0)), tmp_path / "node-0")

@@ -10,18 +10,14 @@ import resource
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message
 
-from fl_plugins.apps.client_app import app as client_app
-from fl_plugins.apps.config import RunConfig
-from fl_plugins.apps.server_app import run_app
 from fl_plugins.checkpoints import latest_checkpoint, load_checkpoint
 from fl_plugins.deployment import drive, processes
 from fl_plugins.deployment.create import create
@@ -30,11 +26,11 @@ from fl_plugins.deployment.layout import Layout, Role, Settings
 from fl_plugins.deployment.ports import free_ports
 from fl_plugins.deployment.run import run_in
 from fl_plugins.errors import ConfigError, RunFailedError
-from fl_plugins.records import to_named
 from fl_plugins.runlog.events import Event, read_events
 from fl_plugins.simulation.superlink import strip_colours
-from fl_plugins.testing import InProcessGrid
 from fl_plugins.testing.slow_link import slow_link
+
+from .one_process import in_one_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -144,37 +140,13 @@ def config(strategy: str, rounds: int, *, timeout_s: float = 150.0, **more: Any)
     }
 
 
-def in_one_process(
-    chosen: dict[str, Any],
-    layout: Layout,
-    *,
-    lost: set[tuple[str, int]] = frozenset(),  # type: ignore[assignment]
+def undisturbed(
+    layout: Layout, chosen: dict[str, Any], *, lost: Collection[tuple[str, int]] = ()
 ) -> tuple[dict[str, bytes], dict[str, float]]:
-    """Return the parameters and last metrics of the same run without Flower's processes.
-
-    ``lost`` has the clients and rounds of updates that never come.
-    """
-    num_nodes = layout.settings.num_nodes
-    run_config = {**RunConfig.defaults(), "task": layout.settings.task, **chosen}
-
-    def losing(client: int) -> Callable[[Message, Context], Message]:
-        trained = 0
-
-        def serve(message: Message, context: Context) -> Message:
-            nonlocal trained
-            trained += message.metadata.message_type == "train"
-            if message.metadata.message_type == "train" and (str(client), trained) in lost:
-                raise RuntimeError("killed")
-            return client_app(message, context)
-
-        return serve
-
-    apps = {client + 1: losing(client) for client in range(num_nodes)}
-    with InProcessGrid(client_app, num_nodes, run_config=run_config, overrides=apps) as grid:
-        result = run_app(grid, RunConfig.from_run_config(run_config))
-    model = {key: array.tobytes() for key, array in to_named(result.arrays).items()}
-    _, metrics = max(result.evaluate_metrics_serverapp.items())
-    return model, {key: float(value) for key, value in metrics.items()}  # type: ignore[arg-type]
+    """Return the parameters and metrics that a run must end with."""
+    given = {"task": layout.settings.task, **chosen}
+    model, metrics = in_one_process(given, layout.settings.num_nodes, lost=lost)
+    return {key: array.tobytes() for key, array in model.items()}, metrics
 
 
 def test_a_run_survives_a_full_disk_and_the_deaths_of_its_server_app_and_superlink_bit_for_bit(
@@ -233,9 +205,9 @@ def test_a_run_survives_a_full_disk_and_the_deaths_of_its_server_app_and_superli
     assert [e["resumed_from"] for e in of(all_events(layout, "disturbed"), "run_started")] == newest
     assert newest == [None, 1, 2, 3]
 
-    undisturbed, _ = in_one_process(chosen, layout)
-    assert parameters(layout, "disturbed") == undisturbed
-    assert parameters_in(checkpoints / "round-000004.ckpt") != undisturbed
+    expected, _ = undisturbed(layout, chosen)
+    assert parameters(layout, "disturbed") == expected
+    assert parameters_in(checkpoints / "round-000004.ckpt") != expected
 
 
 def all_events(layout: Layout, name: str) -> list[Event]:
@@ -307,7 +279,7 @@ def check_late_silent_and_two_at_once(layout: Layout) -> None:
     assert min(e["available"] for e in of(seen, "round_started")) == 3
     (finished,) = of(seen, "round_finished", round=missed)
     assert finished["seconds"] >= DEADLINE_S
-    assert parameters(layout, "patient") == in_one_process(patient_config, layout)[0]
+    assert parameters(layout, "patient") == undisturbed(layout, patient_config)[0]
 
 
 def check_killed(layout: Layout) -> None:
@@ -339,7 +311,7 @@ def check_killed(layout: Layout) -> None:
     assert len(of(events, "round_started")) == 3  # no round was tried again
     assert clients(events, round=3, status="accepted") == {"0", "1", "2", "3"}
     # Nothing was lost but what the two had not sent.
-    expected, _ = in_one_process(chosen, layout, lost={("1", 2), ("2", 2)})
+    expected, _ = undisturbed(layout, chosen, lost={("1", 2), ("2", 2)})
     assert parameters(layout, "killed") == expected
     check_within_noise(layout, chosen, of(events, "evaluated")[-1]["metrics"])
 
@@ -351,17 +323,17 @@ def check_within_noise(layout: Layout, chosen: dict[str, Any], disturbed: dict[s
     accuracy, which moves in steps of 1/114, about one deviation. A run that has lost all of its last two
     rounds is beyond both, which the control shows.
     """
-    _, undisturbed = in_one_process(chosen, layout)
-    others = [in_one_process({**chosen, "seed": seed}, layout)[1] for seed in range(100, 116)]
+    _, whole = undisturbed(layout, chosen)
+    others = [undisturbed(layout, {**chosen, "seed": seed})[1] for seed in range(100, 116)]
     spread = {key: statistics.stdev(metrics[key] for metrics in others) for key in ("loss", "accuracy")}
-    assert undisturbed["accuracy"] > 0.95  # the more frequent class has 0.63
+    assert whole["accuracy"] > 0.95  # the more frequent class has 0.63
 
     def away(metrics: dict[str, float], key: str) -> float:
-        return abs(metrics[key] - undisturbed[key]) / spread[key]
+        return abs(metrics[key] - whole[key]) / spread[key]
 
     assert away(disturbed, "loss") < 1
     assert away(disturbed, "accuracy") < 2
-    _, unfinished = in_one_process({**chosen, "num-rounds": 1, "evaluate-every": 1}, layout)
+    _, unfinished = undisturbed(layout, {**chosen, "num-rounds": 1, "evaluate-every": 1})
     assert away(unfinished, "loss") > 2
     assert away(unfinished, "accuracy") > 2
 

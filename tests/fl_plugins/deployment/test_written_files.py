@@ -22,6 +22,7 @@ from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 from fl_plugins.deployment import processes
 from fl_plugins.deployment.create import create
 from fl_plugins.deployment.layout import Layout, Role, Settings
+from fl_plugins.secure_identities import PRIVATE_KEY, make_identity
 
 INSTALLED = {"server": "fl-plugins-superlink", "node": "fl-plugins-supernode"}
 """Folders below ``/opt/fl-plugins``, as docs/deployment.md says, and their units."""
@@ -190,14 +191,26 @@ def test_flower_takes_every_argument_that_the_superlink_is_started_with(
         parsed(command, [*arguments, "--no-such-option"])
 
 
-@pytest.mark.parametrize("policy", [False, True])
+@pytest.mark.parametrize("more", [False, True])
 def test_flower_takes_every_argument_that_a_supernode_is_started_with(
-    policy: bool, layout: Layout, tmp_path: Path
+    more: bool, layout: Layout, tmp_path: Path
 ) -> None:
+    """Also with all that an operator may put there: policy, identity, roster, more of its own config."""
     node = layout.node(1)
-    if policy:
+    wanted = {"partition-id": 1, "num-partitions": 2}
+    if more:
         settings = node.folder / "settings.env"
-        settings.write_text(settings.read_text().replace("#POLICY=", "POLICY="))
+        settings.write_text(
+            settings.read_text().replace("#POLICY=", "POLICY=").replace("#NODE_CONFIG=", "NODE_CONFIG=")
+        )
+        make_identity(node.folder)
+        (node.folder / "secagg_roster.toml").touch()
+        wanted |= {
+            "policy": str(node.folder / "policy.toml"),
+            "secagg-identity": str(node.folder / PRIVATE_KEY),
+            "secagg-roster": str(node.folder / "secagg_roster.toml"),
+            "secagg-min-clients": 5,
+        }
     (node.folder / "data").mkdir()
     command, arguments, environment = what_is_run(node, tmp_path / "bin")
     read = parsed(command, arguments)
@@ -207,9 +220,7 @@ def test_flower_takes_every_argument_that_a_supernode_is_started_with(
     assert (read.isolation, read.insecure, read.max_retries) == ("subprocess", False, 0)
     for path in (read.root_certificates, read.auth_supernode_private_key):
         assert Path(path).is_file()
-    file = str(node.folder / "policy.toml")
-    wanted = {"partition-id": 1, "num-partitions": 2, **({"policy": file} if policy else {})}
     assert parse_config_args([read.node_config]) == wanted
-    assert environment.get("FL_PLUGINS_POLICY") == (file if policy else None)
+    assert environment.get("FL_PLUGINS_POLICY") == wanted.get("policy")
     assert environment["FL_PLUGINS_DATA"] == str(node.folder / "data")
     assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
