@@ -1,7 +1,7 @@
 """A deployment with faults, on this machine: `make deploy-demo`.
 
 Five real processes (and what they start): a SuperLink with TLS and node authentication, and four SuperNodes,
-each with its own key, its own policy and, if the data are there, its own hospital's patients and nobody else's.
+each with its own key, its own policy and, if the data are there, its own hospital's patients only.
 
 1. An undisturbed run.
 2. The same run again. A SuperNode is killed in mid-round and brought back; then the ServerApp is killed and
