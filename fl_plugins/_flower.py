@@ -335,6 +335,19 @@ class Control:
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, status.details)
 
+    def unfinished_runs(self) -> dict[int, dict[str, Any]]:
+        """Return the run-config overrides of those of the newest 100 runs that have not ended."""
+        from flwr.common.serde import user_config_from_proto
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with _control_errors():
+            runs = self._client.ListRuns(ListRunsRequest(limit=100)).run_dict
+        return {
+            int(run_id): dict(user_config_from_proto(run.override_config))
+            for run_id, run in runs.items()
+            if run.status.status != "finished"
+        }
+
     def stop_run(self, run_id: int) -> None:
         """Stop a run."""
         from flwr.proto.control_pb2 import StopRunRequest
