@@ -254,6 +254,9 @@ def check_late_silent_and_two_at_once(layout: Layout) -> None:
     silent: list[int] = []
     with ThreadPoolExecutor(2) as others:
         patient = others.submit(run_in, layout, patient_config, name="patient")
+        # Until they have told it who they are: the other's deadline is short for processes that only start.
+        early = [layout.node(number).log for number in (0, 1, 2)]
+        wait_until(lambda: all("Sending: query.roll_call" in log.read_text() for log in early))
 
         def listen(event: Event) -> None:
             seen.append(event)
