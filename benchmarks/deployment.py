@@ -126,10 +126,12 @@ class Measured:
         training = f"{self.training_s:.2f}" if self.training_s is not None else "–"
         parts = [f"{self.round_s:.1f}", *(f"{value:.2f}" for value in self.columns.values())]
         parts += [training, added, f"{self.arrival_s:.2f}", f"{self.arrival_worst_s:.2f}"]
+        # A round is two exchanges, one after the other: train and evaluate.
+        parts.append(f"{self.round_s / 2 - self.training_s:.2f}" if self.training_s is not None else "–")
         return f"| {self.name} | " + " | ".join(parts) + " |"
 
 
-HEADER = ["", "round", *COLUMNS, "of it handler", "of it ours", "server has it", "worst"]
+HEADER = ["", "round", *COLUMNS, "of it handler", "of it ours", "server has it", "worst", "added"]
 
 
 def measure(name: str, num_rounds: int, task: str) -> Measured:

@@ -1,5 +1,7 @@
 """The one door to flwr's non-public modules: an upgrade of flwr breaks here and nowhere else.
 
+What concerns a SuperNode's own process is in :mod:`fl_plugins._flower_node`.
+
 Checked against flwr 1.41; ``tests/fl_plugins/test_flower_door.py`` names what each piece must still do.
 """
 
@@ -9,14 +11,13 @@ import os
 import ssl
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -199,43 +200,6 @@ def pull_promptly() -> None:
             setattr(module, name, prompt)
 
 
-def poll_promptly(instead_of: Callable[[float], float]) -> None:
-    """Let the SuperNode in this process pause for ``instead_of(seconds)`` where it would for ``seconds``.
-
-    Its main loop sleeps for 3 s whenever there is no message and for 0.5 s while it awaits a reply; neither
-    is an option of its command. And it takes any reply for the one that it awaits: if an old message's comes
-    first (its ClientApp was given up), the awaited one stays here until the *next* message is pulled, which
-    may be never. So whenever there is no message, replies that are left are sent.
-    """
-    module: Any = importlib.import_module("flwr.supernode.start_client_internal")
-    pull_promptly()
-    module.time = SimpleNamespace(sleep=lambda seconds: time.sleep(instead_of(seconds)))
-    pull = module._pull_and_store_message
-
-    def pull_or_send(*, state: Any, **given: Any) -> int | None:
-        run_id: int | None = pull(state=state, **given)
-        # Any number lets the loop go on to send what there is.
-        return 0 if run_id is None and _has_reply(state) else run_id
-
-    module._pull_and_store_message = pull_or_send
-
-
-def _has_reply(state: Any) -> bool:
-    """Whether a SuperNode's state holds a reply that was not sent yet; looking takes none."""
-    with state.lock_msg_store:
-        return any(
-            entry.message.metadata.reply_to_message_id and not entry.is_retrieved
-            for entry in state.msg_store.values()
-        )
-
-
-def run_supernode() -> None:
-    """Be ``flower-supernode`` with this process's arguments."""
-    from flwr.supernode.cli import flower_supernode
-
-    flower_supernode()
-
-
 @dataclass(frozen=True)
 class NodeStatus:
     """What a SuperLink says of a SuperNode: id, public key (PEM), ``online`` or not, and since when."""
@@ -334,6 +298,19 @@ class Control:
             runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, status.details)
+
+    def unfinished_runs(self) -> dict[int, dict[str, Any]]:
+        """Return the run-config overrides of those of the newest 100 runs that have not ended."""
+        from flwr.common.serde import user_config_from_proto
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        with _control_errors():
+            runs = self._client.ListRuns(ListRunsRequest(limit=100)).run_dict
+        return {
+            int(run_id): dict(user_config_from_proto(run.override_config))
+            for run_id, run in runs.items()
+            if run.status.status != "finished"
+        }
 
     def stop_run(self, run_id: int) -> None:
         """Stop a run."""

@@ -22,6 +22,9 @@ _LONGEST_PAUSE_S = 0.25
 _PAUSE_PART = 0.05
 """Of the time for which nothing has come: what a reply waits for on average is half of that."""
 
+_TIMES_LOOKING = 2.0
+"""Pauses are so much longer than looking takes, which a SuperLink, one process, spends on nothing else."""
+
 
 def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
     """Push ``messages`` and yield each reply once; stop when all are in or ``timeout_s`` has passed.
@@ -39,8 +42,10 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
     deadline = last + timeout_s
     del sent
     while outstanding:
+        began = time.monotonic()
         replies = list(reversed(list(grid.pull_messages(outstanding))))
         came = bool(replies)
+        looking = 0.0 if came else time.monotonic() - began
         while replies:
             # Out of the list first: a caller that is done with a reply frees its memory before the next.
             reply = replies.pop()
@@ -52,5 +57,6 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
             return
         if came:
             last = now
-        pause = min(max(_SHORTEST_PAUSE_S, _PAUSE_PART * (now - last)), _LONGEST_PAUSE_S)
+        pause = max(_SHORTEST_PAUSE_S, _PAUSE_PART * (now - last), _TIMES_LOOKING * looking)
+        pause = min(pause, _LONGEST_PAUSE_S)
         time.sleep(min(pause, deadline - now))

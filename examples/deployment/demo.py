@@ -1,12 +1,14 @@
 """A deployment with faults, on this machine: `make deploy-demo`.
 
 Five real processes (and what they start): a SuperLink with TLS and node authentication, and four SuperNodes,
-each with its own key and, if the data are there, its own hospital's patients and nobody else's.
+each with its own key, its own policy and, if the data are there, its own hospital's patients only.
 
 1. An undisturbed run.
 2. The same run again. A SuperNode is killed in mid-round and brought back; then the ServerApp is killed and
    the run resumed.
-3. Both must have ended with the same parameters, bit for bit: nothing was lost.
+3. A run of another task, which every node's policy refuses.
+
+The first two must have ended with the same parameters, bit for bit: nothing was lost.
 """
 
 import argparse
@@ -102,6 +104,33 @@ class Saboteur:
         tell(f"  KILLED the ServerApp (kill -9) after round {event_round(self.layout)}")
 
 
+def write_policies(layout: Layout, task: str) -> None:
+    """Let every node train this task only, and answer 100 training messages at most, over all runs."""
+    name = task.partition("(")[0]
+    for node in layout.nodes:
+        text = f'tasks = ["{name}"]\nmax_rounds = 100\nstate = "state/policy.json"\n'
+        (node.folder / "policy.toml").write_text(text)
+        settings = node.folder / "settings.env"
+        settings.write_text(settings.read_text().replace("#POLICY=", "POLICY="))
+
+
+def is_refused(layout: Layout) -> bool:
+    """Run another task and return whether no node trained it."""
+    run_config = {"task": "digits", "strategy": "fedavg(max_attempts=1)", "num-rounds": 1}
+    trained = []
+
+    def listen(event: Event) -> None:
+        narrate(event)
+        if event["event"] == "reply" and event["status"] == "accepted":
+            trained.append(event["client"])
+
+    try:
+        run_in(layout, run_config, name="refused", show=listen)
+    except RunFailedError:
+        return not trained
+    return False
+
+
 def event_round(layout: Layout) -> int:
     """Return the newest round that the disturbed run has a checkpoint of."""
     return max(load_checkpoint(p).round for p in (layout.runs / "disturbed" / "checkpoints").glob("*.ckpt"))
@@ -124,7 +153,8 @@ def main(folder: Path, round_timeout_s: float) -> int:
     tell(f"made a deployment in {folder}: own CA, server certificate, four P-384 node keys")
     if hospitals:
         deal_hospitals(layout, DATA / "heart_disease")
-    tell(f"nodes have {whose}")
+    write_policies(layout, task)
+    tell(f"nodes have {whose}, and each its policy: this task, 100 training messages")
     run_config = {**RUN_CONFIG, "round-timeout-s": round_timeout_s}
     with drive.running(layout, note=tell):
         tell("1. an undisturbed run")
@@ -137,13 +167,16 @@ def main(folder: Path, round_timeout_s: float) -> int:
             tell(f"  Flower reports the run as failed: {str(error).splitlines()[0]}")
             tell("  resuming it")
             run_in(layout, run_config, name="disturbed", resume=True, show=narrate)
+        tell("3. a run of another task")
+        refused = is_refused(layout)
+        tell("  no node has trained it" if refused else "  but a node has trained it")
     tell("all processes have ended")
     if not (saboteur.node_killed and saboteur.server_killed):
         tell("but nothing was killed: this demo has shown nothing")
         return 1
     same = parameters(layout, "undisturbed") == parameters(layout, "disturbed")
-    tell(f"3. final parameters of both runs: {'identical, bit for bit' if same else 'DIFFERENT'}")
-    return 0 if same else 1
+    tell(f"final parameters of runs 1 and 2: {'identical, bit for bit' if same else 'DIFFERENT'}")
+    return 0 if same and refused else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,18 +102,20 @@ def up(
 
 
 def down(layout: Layout) -> list[Role]:
-    """End all processes of a deployment, nodes first; return the roles that had any."""
-    ended = []
-    failures = []
-    for role in (*layout.nodes, layout.server):
+    """End all processes of a deployment, the nodes at once and then the SuperLink; return who had any."""
+
+    def end(role: Role) -> tuple[Role, bool, str]:
         try:
-            if processes.end(role):
-                ended.append(role)
+            return role, processes.end(role), ""
         except RunFailedError as error:  # the others are ended all the same
-            failures.append(str(error))
-    if failures:
+            return role, True, str(error)
+
+    with ThreadPoolExecutor(layout.settings.num_nodes) as pool:
+        told = list(pool.map(end, layout.nodes))
+    told.append(end(layout.server))
+    if failures := [text for _, _, text in told if text]:
         raise RunFailedError(" ".join(failures))
-    return ended
+    return [role for role, had_any, _ in told if had_any]
 
 
 def register(layout: Layout, numbers: Sequence[int] | None = None) -> list[int]:

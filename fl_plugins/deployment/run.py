@@ -2,8 +2,10 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from fl_plugins._flower import ControlError
 from fl_plugins.apps.config import RunConfig
 from fl_plugins.runlog.events import Event
 from fl_plugins.simulation.app_template import Value, write_app
@@ -58,7 +60,22 @@ def run_in(
         request = RunRequest(
             bundle=load_bundle(write_app(Path(app))), run_config=sent, run_dir=folder, num_supernodes=None
         )
-        return run_app(DeployedSuperLink(layout), request, show)
+        superlink = DeployedSuperLink(layout)
+        if resume:
+            _stop_what_is_left(superlink, str(folder.resolve()))
+        return run_app(superlink, request, show)
+
+
+def _stop_what_is_left(superlink: DeployedSuperLink, run_dir: str) -> None:
+    """Stop earlier runs into this folder that Flower believes to go on.
+
+    After a SuperLink was killed, its run does so for another minute: nodes meanwhile ask for what the dead
+    process had in memory, and serve nothing else.
+    """
+    with suppress(ControlError), superlink.control() as control:  # it may just have ended
+        for run_id, run_config in control.unfinished_runs().items():
+            if run_config.get("run-dir") == run_dir:
+                control.stop_run(run_id)
 
 
 def _to_resume(folder: Path, asked: Mapping[str, Value]) -> dict[str, Value]:

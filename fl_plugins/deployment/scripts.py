@@ -50,6 +50,13 @@ if [ -n "${POLICY-}" ]; then
     node_config="$node_config policy=\\"$here/$POLICY\\""
     export FL_PLUGINS_POLICY="$here/$POLICY"
 fi
+# Beside this script: this node's identity and its peers', for secure aggregation's malicious tier.
+for file in identity.pem roster.toml; do
+    if [ -f "$here/secagg_$file" ]; then
+        node_config="$node_config secagg-${file%.*}=\\"$here/secagg_$file\\""
+    fi
+done
+node_config="$node_config${NODE_CONFIG:+ $NODE_CONFIG}"
 if [ -d "$here/data" ]; then export FL_PLUGINS_DATA="$here/data"; fi
 exec fl-plugins-supernode \\
     --root-certificates "$here/ca.crt" --superlink "$SUPERLINK" \\
@@ -138,6 +145,8 @@ def node_files(settings: Settings, number: int) -> dict[str, str]:
         "#FL_PLUGINS_DATA=/srv/data\n"
         "# What this node's operator demands of a run before it touches the data.\n"
         "#POLICY=policy.toml\n"
+        "# More of this node's own config, for example how few clients it lets itself be summed with.\n"
+        "#NODE_CONFIG='secagg-min-clients=5'\n"
     )
     return {
         "start.sh": _NODE_START,

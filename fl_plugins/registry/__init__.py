@@ -13,7 +13,7 @@ Two owners of one kind and name are never resolved by luck: asking for the bare 
 both, and ``owner:name`` says which one is meant. Hyphens and underscores are the same in a name.
 """
 
-from ._entries import Entry, metadata_problems, own_metadata_is_stale, own_project
+from ._entries import OWN_DISTRIBUTION, Entry, metadata_problems, own_metadata_is_stale, own_project
 from ._hints import Unresolved
 from ._kinds import Kind, PluginKind, normalize_name, normalize_owner
 from ._loading import available, load, load_modules
@@ -22,6 +22,7 @@ from ._plugin import Parameter, Plugin, explains
 from ._registrations import register
 
 __all__ = [
+    "OWN_DISTRIBUTION",
     "Entry",
     "Kind",
     "Parameter",

@@ -62,27 +62,41 @@ def entry_points() -> tuple[Entry, ...]:
 
 
 @lru_cache(maxsize=4)
-def _scan(path: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:  # noqa: ARG001  the key of the cache
-    """Read the metadata, which takes long, once for every state of ``sys.path`` and of the folders on it."""
+def _scan(path: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:
+    """Put together what is announced on a path: our own first, then the first distribution of each name."""
     table = own_project()
     entries = [] if table is None else list(_own_entries(table))
-    for distribution in installed_distributions():
-        owner = name_of(distribution)
-        if table is not None and owner is not None and normalize_owner(owner) == OWN_DISTRIBUTION:
-            continue
-        for point in points_of(distribution):
-            kind = _KINDS_BY_GROUP.get(point.group)
-            if kind is not None:
-                entries.append(
-                    Entry(
-                        kind=kind,
-                        name=normalize_name(point.name),
-                        owner=owner or point.value.partition(":")[0].partition(".")[0],
-                        target=point.value,
-                        distribution=distribution,
-                    )
-                )
+    seen = set() if table is None else {OWN_DISTRIBUTION}
+    for place, modified in path:
+        for name, announced in _announced(place, modified):
+            if name not in seen:
+                seen.add(name)
+                entries += announced
     return tuple(dict.fromkeys(entries))
+
+
+@lru_cache(maxsize=64)
+def _announced(place: str, _: int) -> tuple[tuple[str, tuple[Entry, ...]], ...]:
+    """Return each distribution in one folder with its plugins: read once for every state of the folder.
+
+    A process that is forked with all of it read need not read it again for one more folder on ``sys.path``.
+    """
+    found = []
+    for distribution in distributions(path=[place]):
+        owner = name_of(distribution)
+        entries = tuple(
+            Entry(
+                kind=_KINDS_BY_GROUP[point.group],
+                name=normalize_name(point.name),
+                owner=owner or point.value.partition(":")[0].partition(".")[0],
+                target=point.value,
+                distribution=distribution,
+            )
+            for point in points_of(distribution)
+            if point.group in _KINDS_BY_GROUP
+        )
+        found.append((normalize_owner(owner or str(id(distribution))), entries))
+    return tuple(found)
 
 
 def _modified(place: str) -> int:

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .._flower import pull_promptly
+from ..errors import FLPluginsError
+from ..registry import OWN_DISTRIBUTION, Kind, available, load
 from . import command, guard
 from .address import Address, check_private, code_fingerprint
 from .launch import LISTENER_FD, close_foreign_files, connect, start_and_connect
@@ -72,6 +74,7 @@ def main(folder: Path, node: ProcessId) -> str:
     from ..apps import client_app as client_app
 
     pull_promptly()
+    preload_layers()
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     poll = select.poll()
@@ -90,6 +93,14 @@ def main(folder: Path, node: ProcessId) -> str:
                 _serve(connection, listener)
             except (OSError, ValueError, TypeError, KeyError) as error:
                 logger.debug("%s A request was not served: %s", _PREFIX, error)
+
+
+def preload_layers() -> None:
+    """Read what plugins there are and import our own layers: every fork would do it for its one message."""
+    for entry in available(Kind.MOD):
+        if entry.owner == OWN_DISTRIBUTION:
+            with suppress(FLPluginsError):  # whoever announces it is told
+                load(Kind.MOD, entry.qualified)
 
 
 def _serve(connection: socket.socket, listener: socket.socket) -> None:

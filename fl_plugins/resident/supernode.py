@@ -2,19 +2,22 @@
 
 Two things differ from Flower's command, and nothing in what is sent:
 
-- It looks for the next message soon after the last one, and ever more seldom while none comes, instead of
-  every 3 s; and for a ClientApp's reply every 0.05 s instead of 0.5 s.
-- Its ClientApp processes are forked with Flower already imported (:mod:`.starter`), and its SuperExec looks
-  for tasks every 0.05 s instead of every second, unless the environment says otherwise.
+- It looks for the next message soon after the last one, and ever more seldom while none comes or the
+  SuperLink takes long to answer, instead of every 3 s; and for a ClientApp's reply every 0.05 s instead of
+  0.5 s.
+- Its ClientApp processes are forked with Flower already imported (:mod:`.starter`), and its SuperExec is told
+  of a task when there is one, instead of asking every second.
 
 And one thing is checked: a bundle that the node's policy does not list is not started (:mod:`.guard`).
 """
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from .._flower import poll_promptly, run_supernode
+from .._flower_node import poll_promptly, run_supernode
 from ..errors import ConfigError
 from .address import Address, base_folder, prepare
 from .guard import allowed_bundles
@@ -37,16 +40,26 @@ class Pauses:
     PART = 0.05
     """Of the time for which no message has come: what a message waits for on average is half of that."""
 
-    def __init__(self) -> None:
+    TIMES_ASKING = 4.0
+    """Pauses are so much longer than asking takes: many nodes, or a busy machine, ask less."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._idle_s = 0.0
+        self._asked_from: float | None = None
 
     def instead_of(self, seconds: float) -> float:
         """Return the pause to make where Flower makes one of ``seconds``."""
         if seconds < self.IDLE_S:
             self._idle_s = 0.0
+            self._asked_from = None
             return min(seconds, self.SHORTEST_S)
-        pause = min(max(self.SHORTEST_S, self.PART * self._idle_s), seconds)
+        now = self._clock()
+        asking_s = 0.0 if self._asked_from is None else max(now - self._asked_from, 0.0)
+        least = max(self.SHORTEST_S, self.PART * self._idle_s, self.TIMES_ASKING * asking_s)
+        pause = min(least, seconds)
         self._idle_s += pause
+        self._asked_from = now + pause
         return pause
 
 

@@ -1,13 +1,16 @@
 """Faults of a deployment with TLS and node authentication: real processes, killed, stopped, slow and late.
 
 Few deployments and many faults, for bringing one up is what takes the time. Every test waits for what the
-run's events or Flower say, never for a time.
+run's events or Flower say, never for a time. What a disturbed run must end with is what the same app ends
+with in one process, where nothing is lost.
 """
 
 import os
+import resource
 import signal
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from fl_plugins.checkpoints import load_checkpoint
+from fl_plugins.checkpoints import latest_checkpoint, load_checkpoint
 from fl_plugins.deployment import drive, processes
 from fl_plugins.deployment.create import create
 from fl_plugins.deployment.joining import join
@@ -27,13 +30,18 @@ from fl_plugins.runlog.events import Event, read_events
 from fl_plugins.simulation.superlink import strip_colours
 from fl_plugins.testing.slow_link import slow_link
 
+from .one_process import in_one_process
+
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 TASK = "breast_cancer(model='logistic')"
 WORKER = "fl_plugins.resident.worker"
 PATIENCE_S = 180.0
-DEADLINE_S = 30.0
+DEADLINE_S = 15.0
 """Less than the 38 s at least that Flower takes to call a node offline: so our deadline ends the round."""
+
+DISK_BYTES = 150_000
+"""Less than a checkpoint of the digits' CNN with Adam's state (176 kB), more than the SuperLink's log."""
 
 CLOCK = """
 import datetime, importlib.util, os, sys
@@ -65,13 +73,13 @@ class Interrupted(Exception):
 
 
 @pytest.fixture
-def make_layout(tmp_path: Path) -> Iterator[Callable[[int], Layout]]:
+def make_layout(tmp_path: Path) -> Iterator[Callable[[int, str], Layout]]:
     made: list[Layout] = []
 
-    def make(num_nodes: int) -> Layout:
+    def make(num_nodes: int, task: str) -> Layout:
         ports = free_ports(num_nodes + 1)
         settings = Settings(
-            host="127.0.0.1", port=ports[0], num_nodes=num_nodes, runtime_port=ports[1], task=TASK
+            host="127.0.0.1", port=ports[0], num_nodes=num_nodes, runtime_port=ports[1], task=task
         )
         made.append(create(tmp_path / "d", settings))
         return made[-1]
@@ -132,43 +140,74 @@ def config(strategy: str, rounds: int, *, timeout_s: float = 150.0, **more: Any)
     }
 
 
-def test_a_run_survives_the_death_of_its_server_app_and_of_its_superlink_bit_for_bit(
-    make_layout: Callable[[int], Layout],
+def undisturbed(
+    layout: Layout, chosen: dict[str, Any], *, lost: Collection[tuple[str, int]] = ()
+) -> tuple[dict[str, bytes], dict[str, float]]:
+    """Return the parameters and metrics that a run must end with."""
+    given = {"task": layout.settings.task, **chosen}
+    model, metrics = in_one_process(given, layout.settings.num_nodes, lost=lost)
+    return {key: array.tobytes() for key, array in model.items()}, metrics
+
+
+def test_a_run_survives_a_full_disk_and_the_deaths_of_its_server_app_and_superlink_bit_for_bit(
+    make_layout: Callable[[int, str], Layout],
 ) -> None:
-    layout = make_layout(2)
+    layout = make_layout(2, "digits")
     drive.up(layout)
     chosen = config("fedavg(quorum=1.0, server_optimizer=adam(learning_rate=0.1))", 5)
+    checkpoints = layout.runs / "disturbed" / "checkpoints"
+    newest: list[int | None] = [None]
 
-    def kill_server_app_in_round_2(event: Event) -> None:
-        if event["event"] == "round_started" and event["round"] == 2:
-            (pid,) = processes.programs(layout.server, "flwr-serverapp")
-            os.kill(pid, signal.SIGKILL)
-            raise Interrupted
+    def note_newest() -> None:
+        path = latest_checkpoint(checkpoints)
+        assert path is not None
+        assert list(checkpoints.glob(".*")) == []
+        newest.append(load_checkpoint(path).round)
 
-    def kill_superlink_in_round_4(event: Event) -> None:
-        if event["event"] == "round_started" and event["round"] == 4:
-            processes.kill(layout.server)
+    def strike(number: int, strike_now: Callable[[], None]) -> Callable[[Event], None]:
+        def listen(event: Event) -> None:
+            if event["event"] == "round_started" and event["round"] == number:
+                strike_now()
 
+        return listen
+
+    def server_app() -> int:
+        (pid,) = processes.programs(layout.server, "flwr-serverapp")
+        return pid
+
+    def fill_disk() -> None:
+        """From now on the kernel writes no file of the ServerApp beyond so many bytes."""
+        resource.prlimit(server_app(), resource.RLIMIT_FSIZE, (DISK_BYTES, DISK_BYTES))
+
+    def kill_server_app() -> None:
+        os.kill(server_app(), signal.SIGKILL)
+        raise Interrupted
+
+    with pytest.raises(RunFailedError, match=r"round-00000\d.ckpt: cannot be written \(File too large\)"):
+        run_in(layout, chosen, name="disturbed", show=strike(2, fill_disk))
+    note_newest()
+    for other in ({"seed": 8}, {"strategy": "median"}, {"task": "digits(model='mlp')"}):
+        (key,) = other
+        with pytest.raises(ConfigError, match=f"{key}="):
+            run_in(layout, other, name="disturbed", resume=True)
     with pytest.raises(Interrupted):
-        run_in(layout, chosen, name="disturbed", show=kill_server_app_in_round_2)
-    assert not (layout.runs / "disturbed" / "final_model.ckpt").exists()
-    with pytest.raises(ConfigError, match="seed=8"):
-        run_in(layout, {"seed": 8}, name="disturbed", resume=True)
+        run_in(layout, {}, name="disturbed", resume=True, show=strike(3, kill_server_app))
+    note_newest()
+    kill = strike(4, lambda: processes.kill(layout.server))
     with pytest.raises(RunFailedError, match="server: it has ended"):
-        run_in(layout, {}, name="disturbed", resume=True, show=kill_superlink_in_round_4)
+        run_in(layout, {}, name="disturbed", resume=True, show=kill)
+    note_newest()
     assert wait_until(lambda: not processes.members(layout.server))  # the ServerApp does not outlive it
     assert all(processes.is_running(node) for node in layout.nodes)
     drive.up(layout)
     events = run_in(layout, {}, name="disturbed", resume=True)
-    assert [e["round"] for e in of(events, "round_finished")] == [4, 5]
-    assert of(events, "run_started")[0]["resumed_from"] == 3
-    started = [e["resumed_from"] for e in all_events(layout, "disturbed") if e["event"] == "run_started"]
-    assert started == [None, 1, 3]
+    assert [e["round"] for e in of(events, "round_finished")][-1] == 5
+    assert [e["resumed_from"] for e in of(all_events(layout, "disturbed"), "run_started")] == newest
+    assert len(set(newest)) == 4  # every start went on from where the one before had been struck
 
-    run_in(layout, chosen, name="undisturbed")
-    assert parameters(layout, "disturbed") == parameters(layout, "undisturbed")
-    before_last = layout.runs / "undisturbed" / "checkpoints" / "round-000004.ckpt"
-    assert parameters_in(before_last) != parameters(layout, "undisturbed")
+    expected, _ = undisturbed(layout, chosen)
+    assert parameters(layout, "disturbed") == expected
+    assert parameters_in(checkpoints / "round-000004.ckpt") != expected
 
 
 def all_events(layout: Layout, name: str) -> list[Event]:
@@ -176,13 +215,13 @@ def all_events(layout: Layout, name: str) -> list[Event]:
 
 
 def test_a_round_survives_the_death_of_nodes_and_clientapps_late_skewed_slow_and_silent_nodes(
-    make_layout: Callable[[int], Layout], tmp_path: Path
+    make_layout: Callable[[int, str], Layout], tmp_path: Path
 ) -> None:
-    layout = make_layout(4)
+    layout = make_layout(4, TASK)
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
     clock = {"PYTHONPATH": str(tmp_path / "clock")}
-    with slow_link(("127.0.0.1", layout.settings.port), bytes_per_s=20_000) as link:
+    with slow_link(("127.0.0.1", layout.settings.port), bytes_per_s=50_000) as link:
         set_in_settings(layout.node(0), SUPERLINK=f"127.0.0.1:{link.port}")
         set_in_settings(layout.node(1), CLOCK_IS_OFF_S="-120", **clock)
         processes.start(layout.server)
@@ -197,35 +236,58 @@ def test_a_round_survives_the_death_of_nodes_and_clientapps_late_skewed_slow_and
         set_in_settings(layout.node(3), CLOCK_IS_OFF_S="0")
 
         join(layout, [layout.node(i) for i in (0, 1, 2)])
-        check_late(layout)
-        assert link.carried > 0
+        check_late_silent_and_two_at_once(layout)
         check_killed(layout)
-        check_silent_and_two_at_once(layout)
+        assert link.carried > 0
 
 
-def check_late(layout: Layout) -> None:
-    """Node 3 starts when the run is under way; as soon as it has been used, the run is given up."""
-    joining = ThreadPoolExecutor(1)
+def check_late_silent_and_two_at_once(layout: Layout) -> None:
+    """Node 3 starts when a run is under way, then stops to answer: that run goes on at its deadline.
+
+    Another run at the same time waits for all four nodes, and for node 3's silence to end: it loses nothing.
+    """
+    patient_config = config("fedavg(min_available_nodes=4, quorum=1.0)", 3)
+    impatient_config = config(
+        "fedavg(min_available_nodes=3, quorum=0.25, max_attempts=9)", 1000, timeout_s=DEADLINE_S
+    )
     seen: list[Event] = []
+    silent: list[int] = []
+    with ThreadPoolExecutor(2) as others:
+        patient = others.submit(run_in, layout, patient_config, name="patient")
+        # Until they have told it who they are: the other's deadline is short for processes that only start.
+        early = [layout.node(number).log for number in (0, 1, 2)]
+        wait_until(lambda: all("Sending: query.roll_call" in log.read_text() for log in early))
 
-    def start_node_3(event: Event) -> None:
-        seen.append(event)
-        if event["event"] == "round_finished" and event["round"] == 1:
-            joining.submit(join, layout, [layout.node(3)])
-        if event["event"] == "reply" and (event["client"], event["status"]) == ("3", "accepted"):
-            raise Interrupted
+        def listen(event: Event) -> None:
+            seen.append(event)
+            if event["event"] == "round_finished" and event["round"] == 1:
+                others.submit(join, layout, [layout.node(3)])
+            answered = [e["round"] for e in of(seen, "reply", client="3", status="accepted")]
+            if answered and not silent:
+                send(layout.node(3), signal.SIGSTOP)
+                silent.append(answered[-1])
+            if event["event"] == "missing" and "3" in event["clients"] and len(silent) == 1:
+                send(layout.node(3), signal.SIGCONT)
+                silent.append(event["round"])
+            if event["event"] == "round_finished" and len(silent) == 2 and patient.done():
+                raise Interrupted
 
-    with pytest.raises(Interrupted), joining:
-        run_in(layout, config("fedavg(min_available_nodes=3)", 1000), name="late", show=start_node_3)
+        with pytest.raises(Interrupted):
+            run_in(layout, impatient_config, name="impatient", show=listen)
+        assert of(patient.result(), "run_finished")
     # Node 0 is on a slow link, node 1 has a clock that is 2 minutes late.
-    assert clients(seen, round=1, status="accepted") == {"0", "1", "2"}
-    (joined,) = {e["round"] for e in of(seen, "reply", client="3", status="accepted")}
+    assert clients(seen, status="accepted") == {"0", "1", "2", "3"}
+    joined, missed = silent
     assert of(seen, "round_started", round=joined)[0]["available"] == 4
+    assert min(e["available"] for e in of(seen, "round_started")) == 3
+    (finished,) = of(seen, "round_finished", round=missed)
+    assert finished["seconds"] >= DEADLINE_S
+    assert parameters(layout, "patient") == undisturbed(layout, patient_config)[0]
 
 
 def check_killed(layout: Layout) -> None:
     """In one round, a SuperNode and another node's ClientApp are killed; the others go on; both come back."""
-    run_in(layout, config("fedavg(min_available_nodes=4)", 3), name="undisturbed")
+    chosen = config("fedavg(min_available_nodes=4, quorum=0.5)", 3, timeout_s=90.0)
     rejoining = ThreadPoolExecutor(1)
     node = layout.node(1)
 
@@ -242,26 +304,41 @@ def check_killed(layout: Layout) -> None:
             signal_programs(node, WORKER, signal.SIGCONT)
 
     with rejoining:
-        events = run_in(
-            layout, config("fedavg(min_available_nodes=4, quorum=0.5)", 3), name="killed", show=kill
-        )
+        events = run_in(layout, chosen, name="killed", show=kill)
     assert clients(events, round=2, status="accepted") == {"0", "3"}
     told = {e["client"]: e["reason"] for e in of(events, "reply", phase="train", status="failed")}
-    assert set(told) == {"1", "2"}
-    assert "Node Unavailable" in told["2"]
+    # If node 2 is let in again before the ServerApp has looked, Flower never says that it was away.
+    silent = {client for e in of(events, "missing") for client in e["clients"]}
+    assert set(told) | silent == {"1", "2"}
+    assert "Node Unavailable" in told.get("2", "Node Unavailable")
     assert len(of(events, "round_started")) == 3  # no round was tried again
     assert clients(events, round=3, status="accepted") == {"0", "1", "2", "3"}
-    accuracies = [
-        of(all_events(layout, name), "evaluated")[-1]["metrics"]["accuracy"]
-        for name in ("undisturbed", "killed")
-    ]
-    assert accuracies[0] > 0.85  # the more frequent class has 0.63
-    # 114 test examples near an accuracy of 0.9: one standard error is 0.028.
-    assert abs(accuracies[0] - accuracies[1]) < 3 * 0.028
+    # Nothing was lost but what the two had not sent.
+    expected, _ = undisturbed(layout, chosen, lost={("1", 2), ("2", 2)})
+    assert parameters(layout, "killed") == expected
+    check_within_noise(layout, chosen, of(events, "evaluated")[-1]["metrics"])
 
 
-def accuracy(events: list[Event]) -> float:
-    return float(of(events, "evaluated")[-1]["metrics"]["accuracy"])
+def check_within_noise(layout: Layout, chosen: dict[str, Any], disturbed: dict[str, float]) -> None:
+    """The disturbed run's metrics differ from the undisturbed one's by less than another seed makes.
+
+    One standard deviation over 16 seeds (initial model and batches; 114 test cases) of the loss, two of the
+    accuracy, which moves in steps of 1/114, about one deviation. A run that has lost all of its last two
+    rounds is beyond both, which the control shows.
+    """
+    _, whole = undisturbed(layout, chosen)
+    others = [undisturbed(layout, {**chosen, "seed": seed})[1] for seed in range(100, 116)]
+    spread = {key: statistics.stdev(metrics[key] for metrics in others) for key in ("loss", "accuracy")}
+    assert whole["accuracy"] > 0.95  # the more frequent class has 0.63
+
+    def away(metrics: dict[str, float], key: str) -> float:
+        return abs(metrics[key] - whole[key]) / spread[key]
+
+    assert away(disturbed, "loss") < 1
+    assert away(disturbed, "accuracy") < 2
+    _, unfinished = undisturbed(layout, {**chosen, "num-rounds": 1, "evaluate-every": 1})
+    assert away(unfinished, "loss") > 2
+    assert away(unfinished, "accuracy") > 2
 
 
 def asks_worker(node: Role) -> bool:
@@ -281,29 +358,3 @@ def send_signal(pids: set[int], number: signal.Signals) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):  # the command that stands for a fork ends with it
             os.kill(pid, number)
-
-
-def check_silent_and_two_at_once(layout: Layout) -> None:
-    """Node 3 stops to answer one of two runs, which goes on at its deadline; the other loses nothing."""
-
-    def stop(event: Event) -> None:
-        if event["event"] == "round_started" and event["round"] == 2:
-            send(layout.node(3), signal.SIGSTOP)
-        if event["event"] == "missing":
-            send(layout.node(3), signal.SIGCONT)
-
-    with ThreadPoolExecutor(1) as other:
-        patient = other.submit(
-            run_in, layout, config("fedavg(min_available_nodes=4, quorum=1.0)", 3), name="patient"
-        )
-        events = run_in(
-            layout,
-            config("fedavg(min_available_nodes=4, quorum=0.5)", 3, timeout_s=DEADLINE_S),
-            name="impatient",
-            show=stop,
-        )
-        patient.result()
-    missed = next(e["round"] for e in of(events, "missing", phase="train") if "3" in e["clients"])
-    assert of(events, "round_finished", round=missed)[0]["seconds"] >= DEADLINE_S
-    assert of(events, "run_finished")
-    assert parameters(layout, "patient") == parameters(layout, "undisturbed")

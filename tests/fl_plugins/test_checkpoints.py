@@ -1,7 +1,11 @@
 """A checkpoint holds exactly what was saved, or refuses to load."""
 
 import builtins
+import hashlib
+import io
+import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +110,56 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(builtins, "__import__", no_pickle)
     load_checkpoint(path)
+
+
+def _rewritten(path: Path, member: str, data: bytes, *, manifest: bool) -> None:
+    """Write the archive anew with another member, its CRC right, and its SHA-256 too if ``manifest``."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members[member] = data
+    if manifest:
+        told = json.loads(members["manifest.json"])
+        for entry in told["arrays"]:
+            if entry["member"] == member:
+                entry["sha256"] = hashlib.sha256(data).hexdigest()
+        members["manifest.json"] = json.dumps(told).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def _npy(array: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=True)
+    return stream.getvalue()
+
+
+def test_an_array_that_was_replaced_in_a_sound_archive_is_told_by_its_checksum(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, _checkpoint())
+    other = _npy(np.ones((2, 3), np.float32))
+    _rewritten(path, "arrays/00000.npy", other, manifest=False)
+    with pytest.raises(CheckpointError, match="'w' does not match its SHA-256"):
+        load_checkpoint(path)
+    _rewritten(path, "arrays/00000.npy", other, manifest=True)  # the control: nothing else was wrong
+    assert load_checkpoint(path).arrays["model"]["w"].tolist() == [[1.0] * 3] * 2
+
+
+def test_a_pickled_array_is_refused_however_well_it_is_forged(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    path = save_checkpoint(tmp_path, _checkpoint())
+    _rewritten(path, "arrays/00000.npy", _npy(np.array([Trap()], object)), manifest=True)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_a_killed_process_had_half_written_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, _checkpoint(2))
+    half = tmp_path / ".round-000003.ckpt.4711.partial"
+    half.write_bytes(b"PK half of it")
+    assert latest_checkpoint(tmp_path) == tmp_path / "round-000002.ckpt"
+    save_checkpoint(tmp_path, _checkpoint(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000002.ckpt", "round-000003.ckpt"]

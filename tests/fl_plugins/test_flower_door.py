@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from flwr.server.superlink.fleet.vce import vce_api
 from google.protobuf.message import EncodeError
 from packaging.requirements import Requirement
 
-from fl_plugins import _flower
+from fl_plugins import _flower, _flower_node
 from fl_plugins._flower import (
     CLIENT_APP_ERROR,
     deliver_now,
@@ -150,10 +151,12 @@ def test_a_reply_that_an_older_one_has_displaced_is_sent_when_there_is_no_messag
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supernode import start_client_internal as loop
     from flwr.supernode.nodestate import InMemoryNodeState
+    from flwr.supernode.servicer.runtime import runtime_handlers
 
     for name in ("_pull_and_store_message", "time", "pull_objects"):
         monkeypatch.setattr(loop, name, getattr(loop, name))  # put back afterwards
-    _flower.poll_promptly(lambda seconds: seconds)
+    monkeypatch.setattr(runtime_handlers, "acquire_task", runtime_handlers.acquire_task)
+    _flower_node.poll_promptly(lambda seconds: seconds)
     state = InMemoryNodeState(ObjectStoreFactory().store())
     given = dict.fromkeys(
         ("get_run", "get_fab", "pull_object", "confirm_message_received", "trusted_entities")
@@ -178,3 +181,31 @@ def test_a_reply_that_an_older_one_has_displaced_is_sent_when_there_is_no_messag
     assert pull() is not None
     assert [each.metadata.message_id for each in state.get_messages_legacy(is_reply=True)] == ["answer"]
     assert pull() is None  # it was taken
+
+
+def test_superexec_is_answered_as_soon_as_there_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Flower's own state and handler: only the moment of the answer is another."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supernode.nodestate import InMemoryNodeState
+    from flwr.supernode.servicer.runtime import runtime_handlers
+
+    state = InMemoryNodeState(ObjectStoreFactory().store())
+    acquire = _flower_node._held_back(runtime_handlers.acquire_task)
+    able, unable = AcquireTaskRequest(supported_task_types=["flwr-clientapp"]), AcquireTaskRequest()
+
+    def timed(request: Any) -> tuple[Any, float]:
+        started = time.monotonic()
+        return acquire(request, state), time.monotonic() - started
+
+    told, took = timed(able)
+    assert not told.HasField("task")
+    assert took >= _flower_node.HOLD_S
+    told, took = timed(unable)
+    assert not told.HasField("task")
+    assert took < _flower_node.HOLD_S
+    monkeypatch.setattr(_flower_node, "HOLD_S", 60.0)
+    threading.Timer(0.1, state.create_task, kwargs={"task_type": "flwr-clientapp", "run_id": 1}).start()
+    told, took = timed(able)
+    assert told.task.type == "flwr-clientapp"
+    assert 0.1 <= took < 30

@@ -1,6 +1,8 @@
 """The exchange yields replies as they land and gives up at the deadline."""
 
 import time
+from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -65,3 +67,21 @@ def test_the_deadline_is_a_monotonic_clocks(monkeypatch: pytest.MonkeyPatch) -> 
         started = real()
         assert len(list(exchange(grid, messages, timeout_s=0.3))) == 1
         assert 0.3 <= real() - started < 30
+
+
+def test_a_link_that_takes_long_to_look_is_left_in_peace_for_twice_as_long() -> None:
+    looked: list[tuple[float, float]] = []
+
+    class Slow(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            began = time.monotonic()
+            time.sleep(0.03)
+            found = super().pull_messages(message_ids)
+            looked.append((began, time.monotonic()))
+            return found
+
+    with Slow(_echo, 1, silent=[1]) as grid:
+        assert list(exchange(grid, _messages([1]), timeout_s=0.5)) == []
+    assert len(looked) > 2
+    for (began, ended), (again, _) in pairwise(looked[:-1]):
+        assert again - ended >= 2 * (ended - began) * 0.99

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fl_plugins.deployment import joining, processes, run
+from fl_plugins.deployment.drive import DeployedSuperLink
 from fl_plugins.deployment.joining import join
 from fl_plugins.deployment.layout import Layout, Role, Settings
 from fl_plugins.errors import ConfigError, RunFailedError
@@ -85,7 +86,7 @@ def test_waiting_for_a_node_ends_with_its_log(said: list[str], starts: Any, tmp_
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> list[RunRequest]:
+def requests(monkeypatch: pytest.MonkeyPatch, control: "Control") -> list[RunRequest]:
     made: list[RunRequest] = []
 
     def run_app(_: object, request: RunRequest, __: object) -> list[Any]:
@@ -94,7 +95,46 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[RunRequest]:
         return []
 
     monkeypatch.setattr(run, "run_app", run_app)
+    monkeypatch.setattr(DeployedSuperLink, "control", lambda _: control)
     return made
+
+
+class Control:
+    """A SuperLink with unfinished runs."""
+
+    def __init__(self) -> None:
+        self.runs: dict[int, dict[str, Any]] = {}
+        self.stopped: list[int] = []
+
+    def __enter__(self) -> "Control":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def unfinished_runs(self) -> dict[int, dict[str, Any]]:
+        return self.runs
+
+    def stop_run(self, run_id: int) -> None:
+        self.stopped.append(run_id)
+
+
+@pytest.fixture
+def control() -> Control:
+    return Control()
+
+
+def test_a_run_that_is_resumed_is_no_longer_under_way_and_others_are_left_alone(
+    requests: list[RunRequest], control: Control, tmp_path: Path
+) -> None:
+    layout = layout_of(tmp_path)
+    folder = str(layout.runs / "one")
+    control.runs = {1: {"run-dir": folder}, 2: {"run-dir": f"{folder}x"}, 3: {}, 4: {"run-dir": folder}}
+    run.run_in(layout, {"seed": 5}, name="one")
+    assert control.stopped == []
+    run.run_in(layout, {}, name="one", resume=True)
+    assert control.stopped == [1, 4]
+    assert len(requests) == 2
 
 
 def test_a_resumed_run_keeps_what_it_had_and_may_run_longer(

@@ -11,7 +11,7 @@ import yaml
 
 from clients.tasks.heart_disease import HOSPITALS as TASKS_HOSPITALS
 from fl_plugins.cli import main
-from fl_plugins.deployment import processes
+from fl_plugins.deployment import drive, processes
 from fl_plugins.deployment.create import create
 from fl_plugins.deployment.files import write_new
 from fl_plugins.deployment.hospitals import HOSPITALS
@@ -98,6 +98,24 @@ def test_init_prints_no_secret_and_status_of_nothing_is_1(tmp_path, capsys):
     assert main(["deploy", "down", folder]) == 0
     assert main(["deploy", "logs", folder, "7"]) == 2
     assert main(["deploy", "init", folder, "--nodes", "2", "--host", "127.0.0.1"]) == 2
+
+
+def test_everything_else_is_ended_when_one_node_cannot_be(layout, monkeypatch):
+    asked = []
+
+    def end(role):
+        asked.append(role.name)
+        if role.name == "node 1":
+            raise RunFailedError("node 1: processes [7] do not end")
+        return role.name != "node 2"
+
+    monkeypatch.setattr(processes, "end", end)
+    with pytest.raises(RunFailedError, match="node 1"):
+        drive.down(layout)
+    assert sorted(asked[:-1]) == ["node 0", "node 1", "node 2"]
+    assert asked[-1] == "server"
+    monkeypatch.setattr(processes, "end", lambda role: role.name != "node 2")
+    assert [role.name for role in drive.down(layout)] == ["node 0", "node 1", "server"]
 
 
 @pytest.fixture

@@ -187,3 +187,14 @@ def test_neither_side_talks_to_another_user(
             with pytest.raises(PermissionError, match="only user"):
                 starter._serve(ours, listener)
     assert forked == []
+
+
+def test_a_starter_has_the_layers_but_no_jax_in_what_it_forks() -> None:
+    """XLA's threads would not be in the forks, whose first use of it would wait for them forever."""
+    code = (
+        "import sys; from fl_plugins.apps import client_app; from fl_plugins.resident import starter; "
+        "starter.preload_layers(); layers = 'clients.mods.secure_aggregation'; "
+        "print(layers in sys.modules, 'jax' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "False"]
