@@ -5,6 +5,7 @@
 0.5
 """
 
+from .additive_aggregation import AdditiveAggregation
 from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
@@ -26,6 +27,7 @@ from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
 __all__ = [
+    "AdditiveAggregation",
     "Bulyan",
     "Caf",
     "CenteredClipping",

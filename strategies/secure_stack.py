@@ -15,18 +15,18 @@ NO_COHORT_NODES = (
 )
 
 
-def check_inner(inner: object) -> None:
+def check_inner(inner: object, *, owner: str = LAYER) -> None:
     """Refuse a strategy that could not do with the sum, or would lose something of its own."""
-    strategy = check_wrappable(LAYER, inner)
+    strategy = check_wrappable(owner, inner)
     rule: Any = strategy.aggregator
     if rule.contract.access is not Access.SUM or not isinstance(rule, Foldable):
         raise ContractError(
-            f"{LAYER}: {rule.name} must see every client's update, but only their sum is ever known; use a "
+            f"{owner}: {rule.name} must see every client's update, but only their sum is ever known; use a "
             "strategy with a linear rule, fedavg()."
         )
     if strategy.fallback is not None:
         raise ContractError(
-            f"{LAYER}: fallback={strategy.fallback!r} is given, but without individual updates no other "
+            f"{owner}: fallback={strategy.fallback!r} is given, but without individual updates no other "
             "rule can stand in; leave it out."
         )
 

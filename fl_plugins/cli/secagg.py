@@ -25,6 +25,9 @@ def add_parser(subparsers: Any) -> None:
     roster.add_argument(
         "keys", nargs="+", metavar="NAME=FILE", help="a node's name and its public key, one for every node"
     )
+    roster.add_argument(
+        "--helpers", action="store_true", help="a roster of additive_aggregation's helpers, for their clients"
+    )
     roster.set_defaults(run=_roster)
 
 
@@ -48,6 +51,8 @@ def _roster(args: argparse.Namespace) -> int:
         if not equals or name in identities:
             raise ConfigError(f"secagg roster: {item!r}, but each node is NAME=FILE, once.")
         identities[name] = read_public_key(name, Path(file))
-    write_roster(args.file, identities)
-    print(f"{args.file} lists {len(read_roster(args.file))} nodes: --node-config 'secagg-roster=\"...\"'")
+    least, key = (1, "secagg-helpers") if args.helpers else (2, "secagg-roster")
+    write_roster(args.file, identities, at_least=least)
+    listed = len(read_roster(args.file, at_least=least))
+    print(f"{args.file} lists {listed} nodes: --node-config '{key}=\"...\"'")
     return 0

@@ -46,8 +46,8 @@ KEY = "ab" * 32
     ("text", "said"),
     [
         ("", "one table"),
-        ("[identities]", "at least two lines"),
-        (f'[identities]\na = "{KEY}"', "at least two lines"),
+        ("[identities]", "at least 2 lines"),
+        (f'[identities]\na = "{KEY}"', "at least 2 lines"),
         (f'[identities]\na = "{KEY}"\nb = "{KEY}"', "two nodes have one key"),
         (f'[identities]\na = "{KEY}"\nb = "{KEY[2:]}"', "64 hexadecimal digits"),
         (f'[identities]\na = "{KEY}"\nb = 7', "64 hexadecimal digits"),
