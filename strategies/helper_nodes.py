@@ -87,7 +87,7 @@ class HelperRoster(Roster):
         super()._learn(grid, clients, timeout_s, connected=connected)
 
     def _ask(self, grid: Grid, nodes: Sequence[int], *, cohort_size: int) -> None:
-        """Note which nodes help, and which do not say: a client refuses to answer."""
+        """Note which nodes help, and which do not answer."""
         facts = {
             **self.announced,
             wire.STAGE: STAGES.index(Stage.ADVERTISE),
@@ -101,10 +101,13 @@ class HelperRoster(Roster):
         for node, reply in by_sender(sent, exchange(grid, sent, timeout_s=self.answer_timeout_s)):
             self._silent.discard(node)
             try:
-                identity, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False)
-            except ANSWER_ERRORS:
+                said, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False)
+            except ANSWER_ERRORS as error:
+                logger.warning("node %d does not say whether it helps: %s", node, error)
                 continue
-            if self.known is not None and identity not in self.known:
+            if not said.startswith(HELPER.encode()):
+                continue
+            if self.known is not None and said.removeprefix(HELPER.encode()) not in self.known:
                 logger.warning("node %d says that it helps, but it is not in the helpers' roster", node)
                 continue
             self._helpers.add(node)

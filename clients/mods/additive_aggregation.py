@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fl_plugins import wire
-from fl_plugins.additive_round import LAYER, AdditiveSettings, is_helper
+from fl_plugins.additive_round import HELPER, LAYER, AdditiveSettings, is_helper
 from fl_plugins.apps.layers import message_config
 from fl_plugins.errors import PolicyViolationError, StageError
 from fl_plugins.registry import Kind, register
@@ -55,17 +55,25 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
     ) -> tuple[Session | None, Reply]:
         """Return the helper's session after this stage (a client keeps none), and what to send."""
         check_kind(message)
-        helps = is_helper(context.node_config)
-        if wire.STAGE not in message_config(message):
+        helps, config = is_helper(context.node_config), message_config(message)
+        if wire.STAGE not in config:
             if helps:
                 raise PolicyViolationError(f"{LAYER}: this node is a helper, which trains nothing.")
             return None, self._mask(message, context, call_next)
+        if wire.SECAGG not in message.content.config_records and stage_in(config) is Stage.ADVERTISE:
+            earlier.forget()
+            return None, Reply(body=self._role(context) if helps else b"")
         if not helps:
             raise StageError(
                 f"{LAYER}: this node is a client, which answers a round's first message and no other; "
                 "nothing was sent."
             )
         return self._help(message, context, saved, earlier)
+
+    def _role(self, context: Context) -> bytes:
+        """Return what answers the question whether this node helps: that it does, and its identity."""
+        identity = NodeSecurity.of(context.node_config).identity
+        return HELPER.encode() + (b"" if identity is None else identity.public)
 
     def _mask(self, message: Message, context: Context, call_next: ClientAppCallable) -> Reply:
         """Check the attempt, train, and mask the update."""
@@ -79,8 +87,8 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
 
     def _help(
         self, message: Message, context: Context, saved: bytes, earlier: Answered
-    ) -> tuple[HelperSession | None, Reply]:
-        """Say that this node helps, make a key, or open a set."""
+    ) -> tuple[HelperSession, Reply]:
+        """Make a key, or open a set."""
         security = NodeSecurity.of(context.node_config)
         stage = stage_in(message_config(message))
         if stage is not Stage.ADVERTISE:
@@ -90,8 +98,6 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
 
             return self._go_on(restore, stage, body_of(message), context, saved, earlier)
         earlier.forget()
-        if wire.SECAGG not in message.content.config_records:
-            return None, Reply(body=b"" if security.identity is None else security.identity.public)
         session, reply = HelperSession.begin(
             body_of(message),
             node=context.node_id,

@@ -69,7 +69,7 @@ def test_files_that_are_no_keys_are_refused_without_showing_them(tmp_path: Path)
     with pytest.raises(ConfigError) as error:
         read_identity(secret)
     assert "secret\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="at least two nodes"):
+    with pytest.raises(ConfigError, match="at least 2, each"):
         write_roster(tmp_path / "r.toml", {"a": bytes(32)})
     assert main(["secagg", "roster", str(tmp_path / "r.toml"), "a", "b=c"]) == 2
     assert main(["secagg", "roster", str(tmp_path / "r.toml"), f"a={tmp_path / 'missing'}"]) == 2

@@ -27,7 +27,7 @@ def helped(inner: Any = None, **options: Any) -> AdditiveAggregation:
 
 def is_question(message: Message) -> bool:
     """Whether a message asks a node whether it helps."""
-    return wire.SECAGG not in message.content.config_records
+    return wire.SECAGG not in message.content.config_records and wire.STAGE in config_of(message)
 
 
 def is_client_message(message: Message) -> bool:

@@ -182,6 +182,9 @@ def test_nothing_of_a_client_is_in_any_message_but_inside_a_masked_vector(tier: 
     grid = grid_of(configs=configs(tier, tmp_path))
     run(helped(tier=tier, metrics=("loss",), max_metric=2.0), grid)
     sent = [r for r in grid.replies if r.has_content() and r.metadata.src_node_id not in HELPERS]
+    (own,) = {r.content.config_records[wire.SECAGG]["body"] for r in sent if not r.content.array_records}
+    assert own == b"", "a client says that it is none of the helpers"
+    sent = [r for r in sent if r.content.array_records]
     assert len(sent) == 5
     vectors = []
     for reply in sent:
