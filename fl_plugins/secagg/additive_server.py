@@ -14,18 +14,18 @@ from ..errors import (
     AdvertError,
     MessageFormatError,
     RoundAbortedError,
-    SecureAggregationError,
     SignatureError,
     StageError,
 )
 from .additive_messages import Attempt, ClientMessage, KeyAdvert, UnmaskRequest, check_tier
+from .answers import AskedNodes
 from .messages import Stage, check_identities
 from .parameters import RoundParameters, Tier
 from .prg import RING_DTYPES
 from .server import SecureSum
 
 
-class AdditiveServerSession:
+class AdditiveServerSession(AskedNodes):
     """One attempt at one round.
 
     Parameters
@@ -36,13 +36,6 @@ class AdditiveServerSession:
         Node ids of who is asked.
     roster : frozenset[bytes] | None
         Malicious tier: the helpers' identities, so that others are refused here and not by every client.
-
-    Attributes
-    ----------
-    stage : Stage
-        ``ADVERTISE``, ``MASK``, ``UNMASK``, ``CLOSED``.
-    refusals : dict
-        Node → why it has no usable answer.
     """
 
     def __init__(
@@ -53,25 +46,14 @@ class AdditiveServerSession:
         *,
         roster: frozenset[bytes] | None = None,
     ) -> None:
-        self.parameters, self.stage = parameters, Stage.ADVERTISE
-        self.refusals: dict[int, str] = {}
-        self._clients, self._helpers = tuple(sorted(clients)), tuple(sorted(helpers))
+        super().__init__(parameters, Stage.ADVERTISE, helpers)
+        self._clients, self._helpers = tuple(sorted(clients)), self._asked
         self._attempt = Attempt(parameters=parameters, cohort=self._clients)
         self._request = self._attempt.to_bytes()
         self._roster = roster
-        self._asked, self._answers = self._helpers, dict[int, Any]()
-        self._suspects: set[int] = set()
         self._owners: dict[bytes, int] = {}
         self._messages: dict[int, ClientMessage] = {}
         self._sum: NDArray[Any] | None = None
-        self._result: SecureSum | None = None
-
-    @property
-    def result(self) -> SecureSum:
-        """The sum, once the session is closed."""
-        if self._result is None:
-            raise StageError(f"secagg: there is no sum at stage {self.stage}; go on until it is closed.")
-        return self._result
 
     def requests(self) -> Mapping[int, bytes]:
         """Return what to send to whom in this stage."""
@@ -87,32 +69,7 @@ class AdditiveServerSession:
         ]
         return UnmaskRequest(attempt=self._request, packets=packets).to_bytes()
 
-    def receive(self, node: int, body: bytes, vector: NDArray[Any] | None = None) -> None:
-        """Take one node's answer to the present stage.
-
-        Raises
-        ------
-        SecureAggregationError
-            If it is malformed, a second one, or of a node that was not asked; the node counts as silent
-            unless a good answer of it is already there.
-        """
-        try:
-            self._answers[node] = self._take(node, body, vector)
-        except SecureAggregationError as error:
-            self.refuse(node, str(error))
-            raise
-
-    def refuse(self, node: int, reason: str, *, suspects: Iterable[int] = ()) -> None:
-        """Note that a node did not answer, and whom it blames; it counts as silent without this call too."""
-        if node not in self._answers:
-            self.refusals[node] = reason
-        self._suspects.update(suspects)
-
     def _take(self, node: int, body: bytes, vector: NDArray[Any] | None) -> Any:
-        if node not in self._asked or node in self._answers or self.stage is Stage.CLOSED:
-            raise StageError(
-                f"secagg: node {node} was not asked for stage {self.stage}, or answers it twice."
-            )
         if self.stage is Stage.ADVERTISE:
             if vector is not None:
                 raise MessageFormatError(f"secagg: node {node} sent a vector too many.")
@@ -164,30 +121,16 @@ class AdditiveServerSession:
             raise AdvertError(f"secagg: node {node} sent a key of node {advert.node}.", suspects=[node])
         check_tier(self.parameters, [advert])
 
-    def advance(self) -> None:
-        """End the stage with the answers that are there.
-
-        Raises
-        ------
-        RoundAbortedError
-            If a helper or too many clients are silent; the session is closed.
-        """
+    def _finish(self) -> Stage:
         finish = {
             Stage.ADVERTISE: self._fix_helpers,
             Stage.MASK: self._fix_clients,
             Stage.UNMASK: self._fix_sum,
         }
-        if self.stage is Stage.CLOSED:
-            raise StageError("secagg: the session is closed.")
-        try:
-            self.stage = finish[self.stage]()
-        except RoundAbortedError:
-            self.stage = Stage.CLOSED
-            raise
-        finally:
-            self._answers = {}
-            if self.stage is Stage.CLOSED:
-                self._sum, self._messages = None, {}
+        return finish[self.stage]()
+
+    def _drop(self) -> None:
+        self._sum, self._messages = None, {}
 
     def _fix_helpers(self) -> Stage:
         self._need_helpers()
@@ -198,13 +141,7 @@ class AdditiveServerSession:
         return Stage.MASK
 
     def _fix_clients(self) -> Stage:
-        if len(self._answers) < self.parameters.min_clients:
-            reasons = "; ".join(f"{node}: {why}" for node, why in sorted(self.refusals.items())[:5])
-            raise RoundAbortedError(
-                f"secagg: {len(self._answers)} of {len(self._clients)} nodes sent a masked vector, but "
-                f"{self.parameters.min_clients} are needed. Refusals: {reasons or 'none'}. Begin again with "
-                "fresh keys, ask more nodes or wait longer."
-            )
+        self._need_clients()
         self._messages = dict(self._answers)
         self._asked = self._helpers
         return Stage.UNMASK

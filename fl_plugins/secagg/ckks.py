@@ -116,7 +116,7 @@ class SumKey:
         EncodingError
             If what comes out is not close to whole numbers.
         """
-        blocks = _read(self._context, data, length, num_bits)
+        blocks = _read(self._context, data, length)
         values = np.concatenate([np.array(block.decrypt(), np.float64) for block in blocks])
         whole = np.rint(values)
         if not np.abs(values - whole).max(initial=0.0) < _MOST_NOISE:
@@ -130,8 +130,8 @@ class SumKey:
 class EncryptedSum:
     """What the server adds up, without a key."""
 
-    def __init__(self, length: int, num_bits: int) -> None:
-        self._context, self._length, self._num_bits = _without_key(_context()), length, num_bits
+    def __init__(self, length: int) -> None:
+        self._context, self._length = _without_key(_context()), length
         self._blocks: list[Any] = []
 
     def add(self, data: bytes) -> None:
@@ -142,12 +142,12 @@ class EncryptedSum:
         MessageFormatError
             If they are none of this length and ring; nothing is added then.
         """
-        blocks = _read(self._context, data, self._length, self._num_bits)
-        if not self._blocks:
-            self._blocks = blocks
-        else:
-            for total, block in zip(self._blocks, blocks, strict=True):
-                total += block
+        blocks = _read(self._context, data, self._length)
+        try:
+            total = [a + b for a, b in zip(self._blocks, blocks, strict=True)] if self._blocks else blocks
+        except (ValueError, RuntimeError) as error:  # another scale
+            raise MessageFormatError(f"ckks: these ciphertexts cannot be added: {error}.") from None
+        self._blocks = total
 
     def to_bytes(self) -> bytes:
         """Return the encrypted sum."""
@@ -155,7 +155,7 @@ class EncryptedSum:
         return writer.list([block.serialize() for block in self._blocks], writer.sized).done()
 
 
-def _read(context: Any, data: bytes, length: int, num_bits: int) -> list[Any]:
+def _read(context: Any, data: bytes, length: int) -> list[Any]:
     """Return the ciphertexts in a client's or the server's bytes."""
     reader = Reader(data, "encrypted words")
     parts = reader.list(reader.sized)
@@ -164,13 +164,11 @@ def _read(context: Any, data: bytes, length: int, num_bits: int) -> list[Any]:
     try:
         blocks = [library.ckks_vector_from(context, part) for part in parts]
         sizes = [block.size() for block in blocks]
-        scales = {block.scale() for block in blocks}
     except (ValueError, RuntimeError, TypeError) as error:
-        raise MessageFormatError(f"ckks: these are no ciphertexts of the protocol's parameters: {error}.") from None
-    full, rest = divmod(length, _SLOTS)
-    if sizes != [_SLOTS] * full + [rest] * bool(rest) or scales != {_SCALES[num_bits]}:
         raise MessageFormatError(
-            f"ckks: ciphertexts of {sum(sizes)} words at the scales {sorted(scales)}, but {length} at "
-            f"{_SCALES[num_bits]:g} were asked for."
-        )
+            f"ckks: these are no ciphertexts of the protocol's parameters: {error}."
+        ) from None
+    full, rest = divmod(length, _SLOTS)
+    if sizes != [_SLOTS] * full + [rest] * bool(rest):
+        raise MessageFormatError(f"ckks: ciphertexts of {sum(sizes)} words, but {length} were asked for.")
     return blocks
