@@ -10,6 +10,7 @@ from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
 from .centered_clipping import CenteredClipping
+from .ckks_aggregation import CkksAggregation
 from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
 from .geometric_median import GeometricMedian
@@ -31,6 +32,7 @@ __all__ = [
     "Bulyan",
     "Caf",
     "CenteredClipping",
+    "CkksAggregation",
     "DpFedAvg",
     "FedAvg",
     "FederatedStrategy",

@@ -21,8 +21,8 @@ from fl_plugins.secagg import AdditiveServerSession, RoundParameters, Tier
 from fl_plugins.secure_identities import read_roster
 
 from .base import FederatedStrategy
-from .helper_exchange import HelperExchange
 from .helper_nodes import HelperRoster
+from .opening_exchange import OpeningExchange
 from .secure_aggregation import SecureAggregation
 from .secure_exchange import ExchangeOptions
 from .secure_stack import check_inner
@@ -140,13 +140,14 @@ class AdditiveAggregation(SecureAggregation):
 
     def _begin_exchange(
         self, parameters: RoundParameters, options: ExchangeOptions
-    ) -> tuple[HelperExchange, Mapping[int, bytes]]:
+    ) -> tuple[OpeningExchange, Mapping[int, bytes]]:
         """Ask the helpers for keys; return this attempt's conversation, and what goes to each client."""
         assert self._grid is not None
         session = AdditiveServerSession(
             parameters, options["cohort"].clients.values(), self._helpers, roster=self._known
         )
-        talk = HelperExchange(session, helpers=self._helpers, **options)
+        facts = {"layer": LAYER, "helpers": self._helpers}
+        talk = OpeningExchange(session, facts=facts, **options)
         return talk, talk.begin(self._grid)
 
 

@@ -12,6 +12,7 @@ Keys of the node's own config (``--node-config``), all optional:
 ``secagg-min-clients`` fewest clients that this node lets itself be summed with, or opens as a helper; 3
 ``secagg-role``        ``"helper"``: this node helps others (:mod:`clients.mods.additive_aggregation`)
 ``secagg-helpers``     file with the public identities of all helpers, for their clients
+``secagg-sum-key``     file with the clients' secret key (:mod:`clients.mods.ckks_aggregation`)
 =====================  =====================================================================================
 
 A node that has a roster takes part in malicious-tier rounds only: who lists the peers does not want others.

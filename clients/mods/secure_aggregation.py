@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from fl_plugins import wire
 from fl_plugins.additive_round import LAYER as ADDITIVE
 from fl_plugins.apps.layers import layers_mod, message_config, refuse
+from fl_plugins.ckks_round import LAYER as CKKS
 from fl_plugins.contracts import Weighting
 from fl_plugins.errors import (
     EncodingError,
@@ -49,7 +50,7 @@ _PROGRESS = f"{wire.SECAGG}.progress"
 _SID = "sid"
 """Beside a saved session: which attempt it is of."""
 
-_LAYERS = frozenset({LAYER, ADDITIVE})
+_LAYERS = frozenset({LAYER, ADDITIVE, CKKS})
 """Of these exactly one is announced, as the outermost."""
 
 _SLICE = 1 << 20

@@ -20,6 +20,11 @@ def add_parser(subparsers: Any) -> None:
     identity = commands.add_parser("identity", help="make this node's identity in a folder")
     identity.add_argument("folder", type=Path, help="where the private and the public key go")
     identity.set_defaults(run=_identity)
+    key = commands.add_parser("key", help="make the clients' secret key for ckks_aggregation")
+    key.add_argument(
+        "file", type=Path, help="the file to write; every client needs it, no server may have it"
+    )
+    key.set_defaults(run=_key)
     roster = commands.add_parser("roster", help="write a roster from the nodes' public keys")
     roster.add_argument("file", type=Path, help="the roster to write, for example roster.toml")
     roster.add_argument(
@@ -38,6 +43,16 @@ def _identity(args: argparse.Namespace) -> int:
     public = make_identity(args.folder)
     print(f"{args.folder / PRIVATE_KEY} stays on this node: --node-config 'secagg-identity=\"...\"'")
     print(f"{args.folder / PUBLIC_KEY} goes to the other operators: {public.hex()}")
+    return 0
+
+
+def _key(args: argparse.Namespace) -> int:
+    """Make a key; return 0."""
+    from fl_plugins.ckks_round import write_key
+
+    key = write_key(args.file)
+    print(f"{args.file} goes to every client, and to nobody else: --node-config 'secagg-sum-key=\"...\"'")
+    print(f'ckks_aggregation(…, key="{key.fingerprint}") refuses clients with another key')
     return 0
 
 

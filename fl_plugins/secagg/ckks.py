@@ -2,10 +2,12 @@
 
 Cheon, Kim, Kim & Song, "Homomorphic encryption for arithmetic of approximate numbers" (ASIACRYPT 2017).
 Ciphertexts are symmetric, of ring dimension 4096 and a modulus of 109 bits, the most that the homomorphic
-encryption standard gives 128-bit security for. Vectors hold the signed words of a ring Z/2^b. The decrypted sum
-is rounded to whole numbers: the noise, below a tenth, is gone, and with it what a decryption that is made
-public says of the key (Li & Micciancio, "On the security of homomorphic encryption on approximate numbers",
-EUROCRYPT 2021). That holds for ciphertexts that a server only adds; one that does more is not withstood.
+encryption standard gives 128-bit security for. Vectors hold the signed words of a ring Z/2^b.
+
+**Rounding.** The decrypted sum is rounded to whole numbers, so the noise of decryption, which tells of the
+key (Li & Micciancio, "On the security of homomorphic encryption on approximate numbers", EUROCRYPT 2021),
+does not leave with it; more noise than a quarter is refused. That covers sums of ciphertexts; a server that
+does anything else with them is not withstood.
 
 TenSEAL is the extra ``he``.
 """

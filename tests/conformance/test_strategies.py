@@ -23,6 +23,7 @@ LAYERS = {
     "local_dp": "tests/clients/test_local_dp.py",
     "secure_aggregation": "tests/secure",
     "additive_aggregation": "tests/secure/test_additive_rounds.py and its neighbours",
+    "ckks_aggregation": "tests/secure/test_ckks_rounds.py",
 }
 """Layers, which add noise or have a part at the client: each has a suite of its own."""
 
