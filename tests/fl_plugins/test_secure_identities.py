@@ -32,6 +32,16 @@ def test_the_command_line_makes_identities_and_a_roster_that_a_node_can_read(
     assert private.read_text().splitlines()[1] not in capsys.readouterr().out
 
 
+def test_a_roster_of_helpers_may_have_one_line_and_one_of_clients_two_at_least(tmp_path: Path) -> None:
+    assert main(["secagg", "identity", str(tmp_path / "h")]) == 0
+    file, key = tmp_path / "helpers.toml", f"h={tmp_path / 'h' / PUBLIC_KEY}"
+    assert main(["secagg", "roster", str(file), key]) == 2
+    assert main(["secagg", "roster", "--helpers", str(file), key]) == 0
+    assert list(read_roster(file, at_least=1)) == ["h"]
+    with pytest.raises(ConfigError, match="at least 2 lines"):
+        read_roster(file)
+
+
 def test_an_identity_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = make_identity(tmp_path)
     assert main(["secagg", "identity", str(tmp_path)]) == 2

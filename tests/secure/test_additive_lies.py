@@ -209,6 +209,11 @@ def test_a_helpers_own_minimum_cannot_be_lowered() -> None:
     assert not any(is_client_message(m) for m in grid.sent), "and nobody trains for it"
 
 
+def test_a_helper_makes_no_key_for_parameters_that_are_not_announced() -> None:
+    grid, (reply,) = lie(HELPER, Stage.ADVERTISE, lowered(clip=0.5))
+    assert_refused(grid, HELPER, reply, "clip=0.5, but the message announces 0.6")
+
+
 def test_a_helper_trains_nothing_and_answers_no_other_layer() -> None:
     trained: list[int] = []
 

@@ -182,6 +182,12 @@ def test_a_helpers_own_minimum_holds_even_if_the_attempts_is_lower() -> None:
         session.answer(Stage.UNMASK, federation.server.requests()[HELPER])
 
 
+def test_the_minimum_that_clients_were_told_holds_even_if_the_helpers_own_is_lower() -> None:
+    federation = HelpedFederation(changes={"min_clients": 5}, policies={HELPER: ClientPolicy(min_clients=3)})
+    with pytest.raises(SurvivorError, match="4 clients, but 5 are needed"):
+        asked(federation, packets(lambda p: p[:4]))
+
+
 def test_seeds_of_another_attempt_do_not_open() -> None:
     """Same clients, parameters and even session id: the helper's key is another, and so is the transcript."""
     one = HelpedFederation()
