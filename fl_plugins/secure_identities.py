@@ -75,39 +75,39 @@ def read_public_key(name: str, path: Path) -> bytes:
     return _checked(name, text)
 
 
-def write_roster(path: Path, identities: Mapping[str, bytes]) -> None:
+def write_roster(path: Path, identities: Mapping[str, bytes], *, at_least: int = 2) -> None:
     """Write the public keys by the nodes' names.
 
     Raises
     ------
     ConfigError
-        If a name or a key is none, two names have one key, or there are fewer than two.
+        If a name or a key is none, two names have one key, or there are fewer than ``at_least``.
     """
     lines = [f'{name} = "{_checked(name, key.hex()).hex()}"' for name, key in identities.items()]
-    if len(set(identities.values())) != len(identities) or len(identities) < 2:
+    if len(set(identities.values())) != len(identities) or len(identities) < at_least:
         raise ConfigError(
-            "secagg roster: it needs at least two nodes, each with a key of its own; make an identity for "
-            "each."
+            f"secagg roster: {len(identities)} nodes, but it needs at least {at_least}, each with a key of "
+            "its own; make an identity for each."
         )
     path.write_text("\n".join(["[identities]", *lines, ""]), encoding="utf-8")
 
 
-def read_roster(path: Path) -> dict[str, bytes]:
+def read_roster(path: Path, *, at_least: int = 2) -> dict[str, bytes]:
     """Read the public keys by the nodes' names.
 
     Raises
     ------
     ConfigError
-        If the file is no roster of at least two nodes, each with a key of its own.
+        If the file is no roster of at least ``at_least`` nodes, each with a key of its own.
     """
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"secagg roster {path}: cannot be read ({error}); mend the file.") from None
     table = given.get("identities")
-    if set(given) != {"identities"} or not isinstance(table, dict) or len(table) < 2:
+    if set(given) != {"identities"} or not isinstance(table, dict) or len(table) < at_least:
         raise ConfigError(
-            f'secagg roster {path}: it has one table [identities] of at least two lines, name = "key".'
+            f'secagg roster {path}: it has one table [identities] of at least {at_least} lines, name = "key".'
         )
     keys = {name: _checked(name, value) for name, value in table.items()}
     if len(set(keys.values())) != len(keys):

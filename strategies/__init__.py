@@ -5,10 +5,12 @@
 0.5
 """
 
+from .additive_aggregation import AdditiveAggregation
 from .base import FederatedStrategy
 from .bulyan import Bulyan
 from .caf import Caf
 from .centered_clipping import CenteredClipping
+from .ckks_aggregation import CkksAggregation
 from .distributed_dp import DistributedDp
 from .dp_fedavg import DpFedAvg
 from .fedavg import FedAvg
@@ -27,9 +29,11 @@ from .sign_majority import SignMajority
 from .trimmed_mean import TrimmedMean
 
 __all__ = [
+    "AdditiveAggregation",
     "Bulyan",
     "Caf",
     "CenteredClipping",
+    "CkksAggregation",
     "DistributedDp",
     "DpFedAvg",
     "FedAvg",

@@ -9,7 +9,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,7 +33,7 @@ from fl_plugins.secure_round import LAYER, Encoding, SecureSettings, model_diges
 from .base import FederatedStrategy
 from .cohort import Cohort
 from .replies import to_metric_record
-from .secure_exchange import SecureExchange
+from .secure_exchange import ExchangeOptions, SecureExchange
 from .secure_stack import NO_COHORT_NODES, check_inner, public_max_weight
 from .session import Phase
 
@@ -181,25 +181,31 @@ class SecureAggregation(FederatedStrategy):
         length = self.secure.num_words(len(cohort.clients), layout)
         parameters = self._parameters(cohort, messages[0].metadata.run_id, length)
         self._encoding = self.secure.encoding(parameters, layout)
-        session = ServerSession(parameters, cohort.clients.values(), roster=self._roster)
-        requests = session.requests()
-        for message in messages:
-            body = requests[message.metadata.dst_node_id]
-            message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
         announced = {
             wire.SERVER_ROUND: server_round,
             wire.SCHEMA: wire.SCHEMA_VERSION,
             **self.announce("train", server_round),
         }
-        self._exchange = SecureExchange(
-            session,
-            cohort=cohort,
-            announced=announced,
-            config_key=self.settings.configrecord_key,
-            timeout_s=min(self.stage_timeout_s, self._session.timeout_s),
-            emit=self._session.emit,
-        )
-        return messages
+        options: ExchangeOptions = {
+            "cohort": cohort,
+            "announced": announced,
+            "config_key": self.settings.configrecord_key,
+            "timeout_s": min(self.stage_timeout_s, self._session.timeout_s),
+            "emit": self._session.emit,
+        }
+        self._exchange, requests = self._begin_exchange(parameters, options)
+        sent = [message for message in messages if message.metadata.dst_node_id in requests]
+        for message in sent:
+            body = requests[message.metadata.dst_node_id]
+            message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
+        return sent
+
+    def _begin_exchange(
+        self, parameters: RoundParameters, options: ExchangeOptions
+    ) -> tuple[SecureExchange, Mapping[int, bytes]]:
+        """Return this attempt's conversation, and what goes to each client beside the model."""
+        session = ServerSession(parameters, options["cohort"].clients.values(), roster=self._roster)
+        return SecureExchange(session, **options), session.requests()
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -269,13 +275,17 @@ class SecureAggregation(FederatedStrategy):
             raise ContractError(f"{LAYER}: virtual-clients={options.virtual_clients}, but {NO_COHORT_NODES}")
         super().begin(options, seed=seed)
         self._left_out = (0, frozenset())
-        logger.info("secure aggregation: tier %s, %s", self.secure.tier, _MEANING[Tier(self.secure.tier)])
+        logger.info("secure aggregation: tier %s, %s", self.secure.tier, self.trusts())
         withheld = (
             "no metric of theirs is"
             if not self.secure.metrics
             else f"only the means of {self.secure.metrics} are"
         )
         logger.info("secure aggregation: clients do not evaluate, and %s given out", withheld)
+
+    def trusts(self) -> str:
+        """Return whom the clients are safe from, and on what that rests."""
+        return _MEANING[Tier(self.secure.tier)]
 
     def announce(self, phase: Phase, number: int) -> dict[str, list[str]]:  # noqa: ARG002
         """Return the layer that clients must do."""
@@ -367,6 +377,7 @@ class SecureAggregation(FederatedStrategy):
             clipped_fraction=clipped,
             seconds=round(time.monotonic() - started, 3),
             reason=reason,
+            **exchange.facts,
         )
 
 

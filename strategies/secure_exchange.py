@@ -8,8 +8,8 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -25,7 +25,7 @@ from fl_plugins.errors import (
 )
 from fl_plugins.records import to_named
 from fl_plugins.run_options import Emit
-from fl_plugins.secagg import SecureSum, ServerSession, Stage
+from fl_plugins.secagg import RoundParameters, SecureSum, Stage
 from fl_plugins.secagg.graph import count_of
 from fl_plugins.secure_round import LAYER, STAGES
 
@@ -36,7 +36,34 @@ from .roster import name_some
 
 logger = logging.getLogger("flwr.fl_plugins")
 
+ANSWER_ERRORS = (ReplyError, SecureAggregationError, StructureError)
+"""What makes one node's answer unusable, and nothing else."""
+
 _SUSPECTS = re.compile(r"\[suspects: ([\d, ]{1,2000})\]")
+
+
+class RoundSession(Protocol):
+    """The server's half of a protocol: who is asked what, and what their answers make."""
+
+    parameters: RoundParameters
+    stage: Stage
+
+    @property
+    def result(self) -> SecureSum: ...  # noqa: D102
+    def requests(self) -> Mapping[int, bytes]: ...  # noqa: D102
+    def receive(self, node: int, body: bytes, vector: NDArray[Any] | None = None) -> None: ...  # noqa: D102
+    def refuse(self, node: int, reason: str, *, suspects: Iterable[int] = ()) -> None: ...  # noqa: D102
+    def advance(self) -> None: ...  # noqa: D102
+
+
+class ExchangeOptions(TypedDict):
+    """What an exchange is given beside its session."""
+
+    cohort: Cohort
+    announced: Mapping[str, Any]
+    config_key: str
+    timeout_s: float
+    emit: Emit
 
 
 class SecureExchange:
@@ -44,7 +71,7 @@ class SecureExchange:
 
     Parameters
     ----------
-    session : ServerSession
+    session : RoundSession
         The protocol, about to send its first stage.
     cohort : Cohort
         Who was asked, with the messages of the first stage.
@@ -61,11 +88,13 @@ class SecureExchange:
         Stage → the clients that were asked in it and gave no usable answer.
     blamed : Counter
         Node → how many clients say that it broke the protocol.
+    facts : dict
+        What else the run log says of the attempt.
     """
 
     def __init__(
         self,
-        session: ServerSession,
+        session: RoundSession,
         *,
         cohort: Cohort,
         announced: Mapping[str, Any],
@@ -77,6 +106,7 @@ class SecureExchange:
         self.dropped: dict[str, list[str]] = {}
         self.blamed: Counter[int] = Counter()
         self.threshold = 0
+        self.facts: dict[str, Any] = {}
         self._announced, self._config_key, self._timeout_s = announced, config_key, timeout_s
         self._emit = emit
         self._names = {node: client for client, node in cohort.clients.items()}
@@ -129,13 +159,13 @@ class SecureExchange:
             node for node, count in self.blamed.items() if count > max(colluding, 1) and node in self._names
         )
 
-    def _messages(self) -> list[Message]:
+    def _messages(self, cohort_size: int | None = None) -> list[Message]:
         """Return the present stage's messages: small, without a model."""
         requests = self.session.requests()
         facts = {
             **self._announced,
             wire.STAGE: STAGES.index(self.session.stage),
-            wire.COHORT_SIZE: len(requests),
+            wire.COHORT_SIZE: cohort_size or len(requests),
         }
         messages = []
         for node, body in requests.items():
@@ -148,19 +178,15 @@ class SecureExchange:
     def _take(self, sent: Sequence[Message], replies: Iterable[Message]) -> None:
         """Give the session every usable answer as it comes; whoever sends none has dropped out."""
         stage = self.session.stage
-        waiting: dict[str, int] = {}
         outstanding = {message.metadata.dst_node_id for message in sent}
-        for reply in replies:
-            if not waiting:  # messages have their ids once they are pushed
-                waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-            node = waiting.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        for node, reply in by_sender(sent, replies):
             if node not in outstanding:
                 logger.warning("round %d: node %d was not asked in stage %s", self.cohort.number, node, stage)
                 continue
             outstanding.discard(node)
             try:
-                self.session.receive(node, *read_answer(reply, stage))
-            except (ReplyError, SecureAggregationError, StructureError) as error:
+                self.session.receive(node, *read_answer(reply, stage, has_vector=stage is Stage.MASK))
+            except ANSWER_ERRORS as error:
                 self._drop(node, stage, error)
         if outstanding:
             clients = [client for node, client in self._names.items() if node in outstanding]
@@ -179,8 +205,7 @@ class SecureExchange:
         status = "failed" if isinstance(error, FailedReplyError) else "quarantined"
         if isinstance(error, FailedReplyError):
             self.session.refuse(node, str(error))
-            found = _SUSPECTS.search(str(error))
-            self.blamed.update({int(suspect) for suspect in re.findall(r"\d+", found[1])} if found else ())
+            self.blamed.update(suspects_in(str(error)))
         self._counts[status] += 1
         self.dropped.setdefault(stage, []).append(self._names[node])
         logger.warning(
@@ -209,8 +234,23 @@ class SecureExchange:
         )
 
 
-def read_answer(reply: Message, stage: Stage) -> tuple[bytes, NDArray[Any] | None]:
-    """Return the bytes of one answer, and the masked vector where one is due.
+def by_sender(sent: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
+    """Yield each reply with the node that it is of: Flower's own error replies name the message only."""
+    waiting: dict[str, int] = {}
+    for reply in replies:
+        if not waiting:  # messages have their ids once they are pushed
+            waiting = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        yield waiting.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id), reply
+
+
+def suspects_in(reason: str) -> set[int]:
+    """Return the nodes that a node's error reply blames."""
+    found = _SUSPECTS.search(reason)
+    return {int(suspect) for suspect in re.findall(r"\d+", found[1])} if found else set()
+
+
+def read_answer(reply: Message, stage: Stage, *, has_vector: bool) -> tuple[bytes, NDArray[Any] | None]:
+    """Return the bytes of one answer, and the vector where one is due.
 
     Raises
     ------
@@ -224,8 +264,7 @@ def read_answer(reply: Message, stage: Stage) -> tuple[bytes, NDArray[Any] | Non
     record = content.get(wire.SECAGG)
     body = record.get(wire.SECAGG_BODY) if isinstance(record, ConfigRecord) else None
     arrays = list(content.array_records.values())
-    expected = 2 if stage is Stage.MASK else 1
-    if not isinstance(body, bytes) or len(content) != expected or len(arrays) != expected - 1:
+    if not isinstance(body, bytes) or len(content) != 1 + has_vector or len(arrays) != has_vector:
         raise ReplyError(
             f"{LAYER}: the reply of stage {stage} has the records {sorted(content)}, but it has "
             f"{wire.SECAGG} with bytes{' and one vector' if arrays else ''}; does the node run this layer?"

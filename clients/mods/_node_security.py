@@ -9,7 +9,10 @@ Keys of the node's own config (``--node-config``), all optional:
 ``secagg-identity``    file with this node's own private key (Ed25519, PEM)
 ``secagg-tier``        ``"malicious"``: take part in no other rounds
 ``secagg-state``       folder for what must be answered once (:mod:`clients.mods._answered`)
-``secagg-min-clients`` fewest clients that this node lets itself be summed with; 3
+``secagg-min-clients`` fewest clients that this node lets itself be summed with, or opens as a helper; 3
+``secagg-role``        ``"helper"``: this node helps others (:mod:`clients.mods.additive_aggregation`)
+``secagg-helpers``     file with the public identities of all helpers, for their clients
+``secagg-sum-key``     file with the clients' secret key (:mod:`clients.mods.ckks_aggregation`)
 =====================  =====================================================================================
 
 A node that has a roster takes part in malicious-tier rounds only: who lists the peers does not want others.
@@ -20,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from fl_plugins.additive_round import LAYER as ADDITIVE
 from fl_plugins.apps.layers import node_policy
 from fl_plugins.errors import ConfigError
 from fl_plugins.secagg import ClientPolicy, Identity, Tier
@@ -27,6 +31,7 @@ from fl_plugins.secure_identities import read_identity, read_roster
 from fl_plugins.secure_round import DISTRIBUTED, LAYER
 
 ROSTER = "secagg-roster"
+HELPERS = "secagg-helpers"
 IDENTITY = "secagg-identity"
 TIER = "secagg-tier"
 MIN_CLIENTS = "secagg-min-clients"
@@ -43,8 +48,10 @@ class NodeSecurity:
     identity: Identity | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, node_config: Mapping[str, Any]) -> Self:
+    def of(cls, node_config: Mapping[str, Any], *, peers: str = ROSTER) -> Self:
         """Read the node's own config.
+
+        ``peers`` is the key of the roster of those whose keys this node is given.
 
         Raises
         ------
@@ -52,9 +59,13 @@ class NodeSecurity:
             If something in it cannot be read: such a node takes part in nothing.
         """
         policy = node_policy(node_config)
-        demands = [] if policy is None else [policy.layers.get(name, {}) for name in (LAYER, DISTRIBUTED)]
-        roster_file = node_config.get(ROSTER) or (None if policy is None else policy.roster)
-        roster = read_roster(Path(str(roster_file))) if roster_file else {}
+        layers = (LAYER, DISTRIBUTED, ADDITIVE)
+        demands = [] if policy is None else [policy.layers.get(name, {}) for name in layers]
+        nodes_file = node_config.get(ROSTER) or (None if policy is None else policy.roster)
+        roster_file = nodes_file if peers == ROSTER else node_config.get(peers)
+        roster = (
+            read_roster(Path(str(roster_file)), at_least=1 if peers == HELPERS else 2) if roster_file else {}
+        )
         identity_file = node_config.get(IDENTITY)
         demanded = {str(demand.get("tier", "")) for demand in demands}
         tiers = {str(node_config.get(TIER, Tier.HONEST_BUT_CURIOUS)), *demanded} - {""}
@@ -63,7 +74,7 @@ class NodeSecurity:
             raise ConfigError(
                 f"node config: {TIER}={unknown.pop()!r}, but it is one of {[tier.value for tier in Tier]}."
             )
-        malicious = bool(roster) or Tier.MALICIOUS in tiers
+        malicious = bool(nodes_file or roster) or Tier.MALICIOUS in tiers
         least = [
             _least(node_config.get(MIN_CLIENTS, LEAST_CLIENTS)),
             1 if policy is None else policy.min_cohort,

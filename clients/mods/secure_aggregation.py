@@ -10,9 +10,9 @@ failed, goes to the node's own log: an error text can hold a number of examples 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
@@ -20,7 +20,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_plugins import wire
+from fl_plugins.additive_round import LAYER as ADDITIVE
 from fl_plugins.apps.layers import layers_mod, message_config, refuse
+from fl_plugins.ckks_round import LAYER as CKKS
 from fl_plugins.contracts import Weighting
 from fl_plugins.errors import (
     EncodingError,
@@ -51,11 +53,25 @@ _PROGRESS = f"{wire.SECAGG}.progress"
 _SID = "sid"
 """Beside a saved session: which attempt it is of."""
 
-_LAYERS = frozenset({LAYER, DISTRIBUTED})
+_LAYERS = frozenset({LAYER, DISTRIBUTED, ADDITIVE, CKKS})
 """Of these exactly one is announced, as the outermost."""
 
 _SLICE = 1 << 20
 """Entries of an update that are computed at a time."""
+
+
+class Session(Protocol):
+    """What a node keeps between two stages of one attempt."""
+
+    stage: Stage
+    node: int
+    parameters: RoundParameters
+
+    def answer(self, stage: Stage, request: bytes) -> Reply: ...  # noqa: D102
+    def to_bytes(self) -> bytes: ...  # noqa: D102
+
+
+S = TypeVar("S", bound=Session)
 
 
 @register(
@@ -88,7 +104,7 @@ class SecureAggregation(SecureSettings):
             earlier.forget()
             logger.exception("secure aggregation: the node could not answer")
             return refuse(message, _withheld("this node could not answer"))
-        if session.stage is not Stage.CLOSED:
+        if session is not None and session.stage is not Stage.CLOSED:
             sid = session.parameters.sid
             context.state[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: session.to_bytes(), _SID: sid})
         content = RecordDict({wire.SECAGG: ConfigRecord({wire.SECAGG_BODY: reply.body})})
@@ -104,21 +120,37 @@ class SecureAggregation(SecureSettings):
         call_next: ClientAppCallable,
         saved: bytes,
         earlier: Answered,
-    ) -> tuple[ClientSession, Reply]:
+    ) -> tuple[Session | None, Reply]:
         """Return the session after this stage, and what to send."""
         config = message_config(message)
-        _check_kind(message)
+        check_kind(message)
         security = NodeSecurity.of(context.node_config)
-        stage, body = stage_in(config), _body(message)
+        stage, body = stage_in(config), body_of(message)
         if stage is Stage.ADVERTISE:
             earlier.forget()
             return self._begin(message, context, call_next, body, security)
+
+        def restore(data: bytes) -> ClientSession:
+            return ClientSession.from_bytes(data, policy=security.policy, identity=security.identity)
+
+        return self._go_on(restore, stage, body, context, saved, earlier)
+
+    def _go_on(
+        self,
+        restore: Callable[[bytes], S],
+        stage: Stage,
+        body: bytes,
+        context: Context,
+        saved: bytes,
+        earlier: Answered,
+    ) -> tuple[S, Reply]:
+        """Answer a later stage from the session that this node has saved."""
         if not saved:
             raise StageError(
                 f"{LAYER}: a message of stage {stage}, but this node has nothing under way: it answered, "
                 "refused or never began this attempt."
             )
-        session = ClientSession.from_bytes(saved, policy=security.policy, identity=security.identity)
+        session = restore(saved)
         if session.node != context.node_id:
             raise StageError(f"{LAYER}: what this node has saved is of another node id; begin a new round.")
         self.check_announces(session.parameters)
@@ -139,11 +171,26 @@ class SecureAggregation(SecureSettings):
         body: bytes,
         security: NodeSecurity,
     ) -> tuple[ClientSession, Reply]:
-        """Check the attempt, train, encode the update and make keys."""
+        """Make keys for an attempt; the update waits in the session."""
         parameters = RoundParameters.from_bytes(body)
+        words, known = self.train(message, context, call_next, parameters, security)
+        session, reply = ClientSession.begin(body, words, **known)
+        Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
+        keep_progress(context, parameters)
+        return session, reply
+
+    def train(
+        self,
+        message: Message,
+        context: Context,
+        call_next: ClientAppCallable,
+        parameters: RoundParameters,
+        security: NodeSecurity,
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Check the attempt and train; return the update as ring words, and what this node itself knows."""
         self.check_announces(parameters)
         security.policy.check(parameters)
-        previous = _progress(context)
+        previous = last_progress(context)
         if previous is not None:
             previous.check_later(parameters)
         received = _received(message)
@@ -162,20 +209,15 @@ class SecureAggregation(SecureSettings):
                 )
         self._before_training(context, layout)
         encoded = self._encode(call_next(message, context), received, layout, parameters)
-        session, reply = ClientSession.begin(
-            body,
-            encoded.words,
-            node=context.node_id,
-            run_id=context.run_id,
-            model=model,
-            layout=self.layout_digest(layout),
-            policy=security.policy,
-            previous=previous,
-            identity=security.identity,
-        )
-        Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
-        context.state[_PROGRESS] = ConfigRecord({wire.SECAGG_BODY: Progress.of(parameters).to_bytes()})
-        return session, reply
+        return encoded.words, {
+            "node": context.node_id,
+            "run_id": context.run_id,
+            "model": model,
+            "layout": self.layout_digest(layout),
+            "policy": security.policy,
+            "previous": previous,
+            "identity": security.identity,
+        }
 
     def _before_training(self, context: Context, layout: Layout) -> None:
         """Do what a layer that is more than this one must before the app sees the model."""
@@ -234,14 +276,14 @@ def secure_aggregation_mod(message: Message, context: Context, call_next: Client
     """
     try:
         if message.metadata.message_type != wire.ROLL_CALL:
-            _check_kind(message)
+            check_kind(message)
             _check_outermost(message)
     except FLPluginsError as error:
         return refuse(message, error)
     return layers_mod(message, context, call_next)
 
 
-def _check_kind(message: Message) -> None:
+def check_kind(message: Message) -> None:
     """Refuse everything but training: an evaluation's reply would show this client's numbers."""
     if message.metadata.message_type != MessageType.TRAIN:
         raise PolicyViolationError(
@@ -276,13 +318,18 @@ def _take(context: Context) -> tuple[bytes, Answered]:
     return body, Answered(context.node_config, node=context.node_id, sid=sid)
 
 
-def _progress(context: Context) -> Progress | None:
+def last_progress(context: Context) -> Progress | None:
     """Return the last attempt that this node began."""
     record = context.state.config_records.get(_PROGRESS)
     return None if record is None else Progress.from_bytes(bytes(record[wire.SECAGG_BODY]))  # type: ignore[arg-type]
 
 
-def _body(message: Message) -> bytes:
+def keep_progress(context: Context, parameters: RoundParameters) -> None:
+    """Note that this node has begun an attempt."""
+    context.state[_PROGRESS] = ConfigRecord({wire.SECAGG_BODY: Progress.of(parameters).to_bytes()})
+
+
+def body_of(message: Message) -> bytes:
     """Return the protocol's bytes in a message."""
     record = message.content.config_records.get(wire.SECAGG, ConfigRecord())
     body = record.get(wire.SECAGG_BODY)

@@ -20,10 +20,18 @@ def add_parser(subparsers: Any) -> None:
     identity = commands.add_parser("identity", help="make this node's identity in a folder")
     identity.add_argument("folder", type=Path, help="where the private and the public key go")
     identity.set_defaults(run=_identity)
+    key = commands.add_parser("key", help="make the clients' secret key for ckks_aggregation")
+    key.add_argument(
+        "file", type=Path, help="the file to write; every client needs it, no server may have it"
+    )
+    key.set_defaults(run=_key)
     roster = commands.add_parser("roster", help="write a roster from the nodes' public keys")
     roster.add_argument("file", type=Path, help="the roster to write, for example roster.toml")
     roster.add_argument(
         "keys", nargs="+", metavar="NAME=FILE", help="a node's name and its public key, one for every node"
+    )
+    roster.add_argument(
+        "--helpers", action="store_true", help="a roster of additive_aggregation's helpers, for their clients"
     )
     roster.set_defaults(run=_roster)
 
@@ -38,6 +46,16 @@ def _identity(args: argparse.Namespace) -> int:
     return 0
 
 
+def _key(args: argparse.Namespace) -> int:
+    """Make a key; return 0."""
+    from fl_plugins.ckks_round import write_key
+
+    key = write_key(args.file)
+    print(f"{args.file} goes to every client, and to nobody else: --node-config 'secagg-sum-key=\"...\"'")
+    print(f'ckks_aggregation(…, key="{key.fingerprint}") refuses clients with another key')
+    return 0
+
+
 def _roster(args: argparse.Namespace) -> int:
     """Write a roster; return 0."""
     from fl_plugins.secure_identities import read_public_key, read_roster, write_roster
@@ -48,6 +66,8 @@ def _roster(args: argparse.Namespace) -> int:
         if not equals or name in identities:
             raise ConfigError(f"secagg roster: {item!r}, but each node is NAME=FILE, once.")
         identities[name] = read_public_key(name, Path(file))
-    write_roster(args.file, identities)
-    print(f"{args.file} lists {len(read_roster(args.file))} nodes: --node-config 'secagg-roster=\"...\"'")
+    least, key = (1, "secagg-helpers") if args.helpers else (2, "secagg-roster")
+    write_roster(args.file, identities, at_least=least)
+    listed = len(read_roster(args.file, at_least=least))
+    print(f"{args.file} lists {listed} nodes: --node-config '{key}=\"...\"'")
     return 0

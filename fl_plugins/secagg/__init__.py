@@ -2,8 +2,11 @@
 
 The server learns the sum of integer vectors modulo 2^b and nothing else. What drives a round are two state
 machines, :class:`ClientSession` and :class:`ServerSession`; ``docs/secure-aggregation.md`` has the protocol.
+With helper nodes: :func:`mask_for_helpers`, :class:`HelperSession` and :class:`AdditiveServerSession`.
 """
 
+from .additive import HelperSession, mask_for_helpers
+from .additive_server import AdditiveServerSession
 from .client import ClientSession, Reply
 from .fixed_point import DecodedSum, Encoded, FixedPoint
 from .graph import Topology
@@ -14,11 +17,13 @@ from .policy import ClientPolicy
 from .server import SecureSum, ServerSession
 
 __all__ = [
+    "AdditiveServerSession",
     "ClientPolicy",
     "ClientSession",
     "DecodedSum",
     "Encoded",
     "FixedPoint",
+    "HelperSession",
     "Identity",
     "Progress",
     "Reply",
@@ -28,5 +33,6 @@ __all__ = [
     "Stage",
     "Tier",
     "Topology",
+    "mask_for_helpers",
     "public_identity_from_pem",
 ]

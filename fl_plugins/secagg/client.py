@@ -51,7 +51,7 @@ from .messages import (
 )
 from .parameters import Progress, RoundParameters, Tier
 from .policy import ClientPolicy
-from .prg import RING_DTYPES, apply_masks
+from .prg import apply_masks
 from .shamir import split
 from .shares import PACKET_BYTES, open_packet, seal
 
@@ -138,21 +138,9 @@ class ClientSession:
             If the request or the vector is malformed.
         """
         parameters = RoundParameters.from_bytes(request)
-        policy.check(parameters)
-        for name, ours in (("run_id", run_id), ("model", model), ("layout", layout)):
-            if getattr(parameters, name) != ours:
-                raise PolicyViolationError(
-                    f"secagg: the server's {name} is not this node's: it was given something else than the "
-                    "others, or the message is of another run; nothing was sent."
-                )
-        if previous is not None:
-            previous.check_later(parameters)
-        dtype = RING_DTYPES[parameters.num_bits]
-        if vector.shape != (parameters.length,) or vector.dtype != dtype:
-            raise MessageFormatError(
-                f"secagg: the vector has shape {vector.shape} and dtype {vector.dtype}, but the round's are "
-                f"({parameters.length},) and {dtype}."
-            )
+        policy.check_begin(
+            parameters, run_id=run_id, model=model, layout=layout, vector=vector, previous=previous
+        )
         memory = Memory(
             packet_secret=new_secret(), mask_secret=new_secret(), seed=new_secret(), vector=vector.copy()
         )

@@ -16,7 +16,7 @@ U1 ⊇ U2 ⊇ U3: the nodes that advertised, that sent packets, whose masked vec
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Protocol, Self
 
 from ..errors import MessageFormatError, SignatureError
 from .codec import Reader, Writer
@@ -36,6 +36,20 @@ class Stage(enum.StrEnum):
     UNMASK = "unmask"
     CLOSED = "closed"
     """Nothing is answered any more, and nothing is remembered."""
+
+
+def write_signature(writer: Writer, identity: bytes, signature: bytes) -> Writer:
+    """Append who signed and the signature; both are empty in the honest-but-curious tier."""
+    writer.number(bool(identity), 1)
+    return writer.fixed(identity, KEY_BYTES).fixed(signature, SIGNATURE_BYTES) if identity else writer
+
+
+def read_signature(reader: Reader) -> tuple[bytes, bytes]:
+    """Read what :func:`write_signature` wrote."""
+    signed = reader.number(1)
+    if signed > 1:
+        raise MessageFormatError(f"secagg: an advert says {signed} where 0 or 1 is meant; it is damaged.")
+    return (reader.fixed(KEY_BYTES), reader.fixed(SIGNATURE_BYTES)) if signed else (b"", b"")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +81,7 @@ class Advert:
         writer = Writer().number(self.node, 8)
         for key in (self.packet_key, self.mask_key, self.commitment):
             writer.fixed(key, KEY_BYTES)
-        writer.number(bool(self.identity), 1)
-        if self.identity:
-            writer.fixed(self.identity, KEY_BYTES).fixed(self.signature, SIGNATURE_BYTES)
-        return writer.done()
+        return write_signature(writer, self.identity, self.signature).done()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -78,22 +89,32 @@ class Advert:
         reader = Reader(data, "an advert")
         node = reader.number(8)
         keys = [reader.fixed(KEY_BYTES) for _ in range(3)]
-        signed = reader.number(1)
-        if signed > 1:
-            raise MessageFormatError(f"secagg: an advert says {signed} where 0 or 1 is meant; it is damaged.")
+        identity, signature = read_signature(reader)
         advert = cls(
             node=node,
             packet_key=keys[0],
             mask_key=keys[1],
             commitment=keys[2],
-            identity=reader.fixed(KEY_BYTES) if signed else b"",
-            signature=reader.fixed(SIGNATURE_BYTES) if signed else b"",
+            identity=identity,
+            signature=signature,
         )
         reader.done()
         return advert
 
 
-def check_identities(adverts: Sequence[Advert], roster: frozenset[bytes], context: bytes) -> None:
+class Signed(Protocol):
+    """What a node advertises under its identity."""
+
+    @property
+    def node(self) -> int: ...  # noqa: D102
+    @property
+    def identity(self) -> bytes: ...  # noqa: D102
+    @property
+    def signature(self) -> bytes: ...  # noqa: D102
+    def signed_part(self, context: bytes) -> bytes: ...  # noqa: D102
+
+
+def check_identities(adverts: Sequence[Signed], roster: frozenset[bytes], context: bytes) -> None:
     """Check that every advert is signed by a node of the roster, everyone by its own.
 
     Raises

@@ -4,11 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
+
+from numpy.typing import NDArray
 
 from ..checks import check_int, check_number
-from ..errors import ConfigError, PolicyViolationError
+from ..errors import ConfigError, MessageFormatError, PolicyViolationError
 from .graph import PRIVACY_BITS, Topology, collusion_bound, count_of, disconnection_bound
-from .parameters import RoundParameters, Tier
+from .parameters import Progress, RoundParameters, Tier
+from .prg import RING_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,43 @@ class ClientPolicy:
             ),
         )
         _refuse_unless(rules)
+
+    def check_begin(
+        self,
+        parameters: RoundParameters,
+        *,
+        run_id: int,
+        model: bytes,
+        layout: bytes,
+        vector: NDArray[Any],
+        previous: Progress | None,
+    ) -> None:
+        """Refuse an attempt that is not allowed, not later than the last one, or not about this vector.
+
+        Raises
+        ------
+        PolicyViolationError
+            If parameters are forbidden, or are not those of the node's own model, layout and run.
+        StageError
+            If the node has begun this attempt or a later one before.
+        MessageFormatError
+            If the vector is not what the round sums.
+        """
+        self.check(parameters)
+        for name, ours in (("run_id", run_id), ("model", model), ("layout", layout)):
+            if getattr(parameters, name) != ours:
+                raise PolicyViolationError(
+                    f"secagg: the server's {name} is not this node's: it was given something else than the "
+                    "others, or the message is of another run; nothing was sent."
+                )
+        if previous is not None:
+            previous.check_later(parameters)
+        dtype = RING_DTYPES[parameters.num_bits]
+        if vector.shape != (parameters.length,) or vector.dtype != dtype:
+            raise MessageFormatError(
+                f"secagg: the vector has shape {vector.shape} and dtype {vector.dtype}, but the round's are "
+                f"({parameters.length},) and {dtype}."
+            )
 
     def check_topology(self, parameters: RoundParameters, topology: Topology, num_nodes: int) -> None:
         """Refuse a graph or threshold that does not withstand this node's fraction of colluders.

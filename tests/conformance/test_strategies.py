@@ -22,6 +22,8 @@ LAYERS = {
     "dp_fedavg": "tests/strategies/test_dp_fedavg.py and its neighbours",
     "local_dp": "tests/clients/test_local_dp.py",
     "secure_aggregation": "tests/secure",
+    "additive_aggregation": "tests/secure/test_additive_rounds.py and its neighbours",
+    "ckks_aggregation": "tests/secure/test_ckks_rounds.py",
     "distributed_dp": "tests/secure/test_distributed_dp.py",
 }
 """Layers, which add noise or have a part at the client: each has a suite of its own."""

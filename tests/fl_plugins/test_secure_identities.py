@@ -32,6 +32,16 @@ def test_the_command_line_makes_identities_and_a_roster_that_a_node_can_read(
     assert private.read_text().splitlines()[1] not in capsys.readouterr().out
 
 
+def test_a_roster_of_helpers_may_have_one_line_and_one_of_clients_two_at_least(tmp_path: Path) -> None:
+    assert main(["secagg", "identity", str(tmp_path / "h")]) == 0
+    file, key = tmp_path / "helpers.toml", f"h={tmp_path / 'h' / PUBLIC_KEY}"
+    assert main(["secagg", "roster", str(file), key]) == 2
+    assert main(["secagg", "roster", "--helpers", str(file), key]) == 0
+    assert list(read_roster(file, at_least=1)) == ["h"]
+    with pytest.raises(ConfigError, match="at least 2 lines"):
+        read_roster(file)
+
+
 def test_an_identity_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = make_identity(tmp_path)
     assert main(["secagg", "identity", str(tmp_path)]) == 2
@@ -46,8 +56,8 @@ KEY = "ab" * 32
     ("text", "said"),
     [
         ("", "one table"),
-        ("[identities]", "at least two lines"),
-        (f'[identities]\na = "{KEY}"', "at least two lines"),
+        ("[identities]", "at least 2 lines"),
+        (f'[identities]\na = "{KEY}"', "at least 2 lines"),
         (f'[identities]\na = "{KEY}"\nb = "{KEY}"', "two nodes have one key"),
         (f'[identities]\na = "{KEY}"\nb = "{KEY[2:]}"', "64 hexadecimal digits"),
         (f'[identities]\na = "{KEY}"\nb = 7', "64 hexadecimal digits"),
@@ -69,7 +79,7 @@ def test_files_that_are_no_keys_are_refused_without_showing_them(tmp_path: Path)
     with pytest.raises(ConfigError) as error:
         read_identity(secret)
     assert "secret\n" not in str(error.value)
-    with pytest.raises(ConfigError, match="at least two nodes"):
+    with pytest.raises(ConfigError, match="at least 2, each"):
         write_roster(tmp_path / "r.toml", {"a": bytes(32)})
     assert main(["secagg", "roster", str(tmp_path / "r.toml"), "a", "b=c"]) == 2
     assert main(["secagg", "roster", str(tmp_path / "r.toml"), f"a={tmp_path / 'missing'}"]) == 2
