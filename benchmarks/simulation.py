@@ -144,8 +144,8 @@ RUNNERS = {
         "ours, one client per SuperNode", ours(num_supernodes=workload.NUM_CLIENTS), read_events
     ),
     "ours-cohort": Runner(
-        "ours, cohort: 100 clients on 2 SuperNodes",
-        ours(num_supernodes=2, config=f"virtual-clients={workload.NUM_CLIENTS}"),
+        "ours, cohort: 100 clients on 1 SuperNode",
+        ours(num_supernodes=1, config=f"virtual-clients={workload.NUM_CLIENTS}"),
         read_events,
     ),
     "pfl": Runner("pfl-research, 1 process", module("pfl_runner", python=peer("pfl")), peer="pfl"),
