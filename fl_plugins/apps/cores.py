@@ -6,6 +6,7 @@ share. With a device for each core, a cohort trainer deals the *clients* to the 
 
 import os
 import sys
+from typing import Any
 
 
 def one_device_per_core() -> None:
@@ -22,9 +23,10 @@ def one_device_per_core() -> None:
         return
     import jax
 
-    if jax.config.jax_num_cpu_devices >= 0:  # type: ignore[attr-defined]
+    config: Any = jax.config
+    if config.jax_num_cpu_devices >= 0:
         return
     try:
-        jax.config.update("jax_num_cpu_devices", cores)
+        config.update("jax_num_cpu_devices", cores)
     except RuntimeError:
         return  # the devices are there already
