@@ -76,17 +76,21 @@ class WeightedSum:
                 f"{low.dtype}, but both are (d,) float64; send what WeightedSum holds."
             )
         self.high, self.low = high, low
+        self._is_empty = False
 
     @classmethod
     def zeros(cls, d: int) -> Self:
         """Return an empty sum."""
-        return cls(np.zeros(d), np.zeros(d))
+        empty = cls(np.zeros(d), np.zeros(d))
+        empty._is_empty = True
+        return empty
 
     def add_block(self, columns: slice, block: NDArray[Any], weights: NDArray[np.float64]) -> None:
         """Add ``weights @ block`` to ``b`` adjacent columns; ``block`` is ``(n, b)`` and left as it is.
 
         Several threads may add to different columns at once.
         """
+        self._is_empty = False
         factors = weights.tolist()
         for start in range(0, block.shape[1], _COLUMNS):
             part = block[:, start : start + _COLUMNS]
@@ -111,6 +115,7 @@ class WeightedSum:
         """Add rows in few readings and writings of the sum, with the bits of NumPy."""
         from ._compiled import two_sum_kernel
 
+        self._is_empty = False
         n, d = rows.shape
         width = _COMPILED_COLUMNS
         multiplied = rows.dtype == np.float32 and _are_short(weights)
@@ -161,6 +166,12 @@ class WeightedSum:
                 f"weighted sum: {self.high.size} elements and {other.high.size} cannot be added; both must "
                 "be of the same model."
             )
+        if self._is_empty:
+            self._is_empty = False
+            for mine, theirs in ((self.high, other.high), (self.low, other.low)):
+                np.multiply(theirs, scale, out=mine)
+                mine += 0.0  # what 0 + −0 is
+            return
         for start in range(0, self.high.size, _COLUMNS):
             part = slice(start, start + _COLUMNS)
             high, low = self.high[part], self.low[part]

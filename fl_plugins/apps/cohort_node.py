@@ -294,12 +294,10 @@ def _sum_up(
             metrics = {name: float(values[index]) for name, values in result.metrics.items()}
             outcome.add(client, int(result.num_examples[index]), metrics)
         for high, low in result.parts:
-            start = 0
-            for name in layout.float_keys:
-                columns = slice(start, start + high[name].size)
-                here = WeightedSum(total.high[columns], total.low[columns])
-                here.merge(WeightedSum(high[name].reshape(-1), low[name].reshape(-1)))
-                start = columns.stop
+            vectors = (
+                np.concatenate([half[name].reshape(-1) for name in layout.float_keys]) for half in (high, low)
+            )
+            total.merge(WeightedSum(*vectors))
         return True
 
     for block in results(take_up):

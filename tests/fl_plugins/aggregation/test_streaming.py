@@ -120,6 +120,18 @@ def test_a_row_that_is_not_finite_harms_no_other_column_in_compiled_code() -> No
     assert set(np.delete(total.high, 5)) == {18.0}
 
 
+def test_an_empty_sum_takes_another_over_as_if_it_had_added_it() -> None:
+    rng = np.random.default_rng(5)
+    other = WeightedSum(rng.normal(size=9_000), 1e-17 * rng.normal(size=9_000))
+    other.high[:3], other.low[2:4] = -0.0, -0.0
+    empty, added = WeightedSum.zeros(9_000), WeightedSum(np.zeros(9_000), np.zeros(9_000))
+    for total in (empty, added):
+        total.merge(other, scale=0.125)
+    assert (empty.high.tobytes(), empty.low.tobytes()) == (added.high.tobytes(), added.low.tobytes())
+    empty.merge(other)
+    np.testing.assert_allclose(empty.high, 1.125 * other.high, rtol=1e-15)  # one rounding of float64
+
+
 def test_what_is_not_finite_stays_where_it_is() -> None:
     total = summed(np.array([[1.0, np.inf], [2.0, 1.0]], np.float32), np.ones(2))
     assert total.divided_by(2.0, np.dtype(np.float32)).tolist()[0] == 1.5
