@@ -9,8 +9,8 @@
     python benchmarks/simulation.py --out runs.jsonl --report --write              # kept, tables are of all
 
 FedAvg, 100 clients of 100 examples, 20 of them per round (``--sampled``), one local epoch, batches of 10,
-plain SGD (``benchmarks/contestants/workload.py``). Every contestant runs in a process tree of its own, one at a time;
-they take turns within each repeat, so that the machine's other load hits all of them. Per model and
+plain SGD (``benchmarks/contestants/workload.py``). Every contestant runs in a process tree of its own, one at
+a time; they take turns within each repeat, so that the machine's other load hits all of them. Per case and
 contestant, over the rounds after two of warm-up, medians over all repeats:
 
 =============  ===============================================================================================
