@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         path = ROOT / "docs" / "benchmarks" / "simulation.md"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(document(results))
+        path.write_text(document(results, before=path.read_text() if path.exists() else ""))
         print(f"written to {path}")
     rows = [(row, rows) for rows in results.values() for row in rows]
     return int(any(not row.samples or check_work(row, rows) for row, rows in rows))

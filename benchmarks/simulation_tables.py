@@ -158,15 +158,20 @@ def targets(rows: Sequence[Row]) -> list[str]:
     return ["| target | measured | |", "|---|---|---|", *lines] if lines else []
 
 
-def document(results: dict[Case, list[Row]]) -> str:
-    """Return docs/benchmarks/simulation.md."""
-    counts = [len(row.samples) for rows in results.values() for row in rows if row.samples]
+NOTES = "## What it says"
+"""From this line on the page is a person's, and stays when the tables are written anew."""
+
+
+def document(results: dict[Case, list[Row]], *, before: str) -> str:
+    """Return docs/benchmarks/simulation.md, with the notes of the page that was there ``before``."""
+    lengths = {len(row.samples) for rows in results.values() for row in rows if row.samples}
+    counts = " or ".join(map(str, sorted(lengths)))
     lines = [
         "# Simulation speed",
         "",
         f"Written by `python benchmarks/simulation.py --write` on {os.cpu_count()} cores "
-        f"({platform.machine()}): medians of the rounds after {WARM_UP} of warm-up over {min(counts)} to "
-        f"{max(counts)} interleaved repeats. FedAvg, {workload.NUM_CLIENTS} clients × {workload.EXAMPLES} "
+        f"({platform.machine()}): medians of the rounds after {WARM_UP} of warm-up; runs of "
+        f"each: {counts}. FedAvg, {workload.NUM_CLIENTS} clients × {workload.EXAMPLES} "
         "examples, one epoch, batches of 10. × is the first row's figure over this row's. Quote ratios: the "
         "seconds are this machine's.",
         "",
@@ -176,4 +181,5 @@ def document(results: dict[Case, list[Row]]) -> str:
         lines += ["", f"## {case}", "", *table(rows)]
         if said := targets(rows):
             lines += ["", *said]
-    return "\n".join([*lines, ""])
+    notes = before[before.index(NOTES) :].rstrip().splitlines() if NOTES in before else []
+    return "\n".join([*lines, *([""] if notes else []), *notes, ""])
