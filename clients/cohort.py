@@ -146,7 +146,7 @@ class CohortProgram:
         mesh = Mesh(np.array(self.devices), ("clients",))
         programs: dict[tuple[Mapping, bool], Any] = {}
         for mapping in SLOTS:
-            mapped = map_clients(self.function, mapping=mapping)
+            mapped = self._mapped(mapping)
             programs[mapping, False] = jax.jit(mapped)
 
             def sharded(shared: PyTree, *rows: jax.Array, mapped: Any = mapped) -> PyTree:
@@ -160,6 +160,10 @@ class CohortProgram:
             programs[mapping, True] = jax.jit(sharded)
         return programs
 
+    def _mapped(self, mapping: Mapping) -> Callable[..., PyTree]:
+        """Return the function of a block that is compiled; its results have slots or devices first."""
+        return map_clients(self.function, mapping=mapping)
+
     @property
     def num_compiled(self) -> int:
         """How many programs were compiled, or loaded from the persistent cache, so far."""
@@ -170,17 +174,24 @@ class CohortProgram:
 
         ``extra`` are further arguments of ``function``, ``(m, ...)`` each.
         """
-        mapping = self._mapping(shared, datasets, extra)
-        blocks = deal_blocks(datasets, unit=self.unit, sizes=SLOTS[mapping], num_devices=len(self.devices))
         stacked: PyTree = None
+        for block, results in self._run(self._mapping(shared, datasets, extra), shared, datasets, extra):
+            stacked = collect(block, results, into=stacked, num_clients=len(datasets))
+        return stacked
+
+    def _run(
+        self, mapping: Mapping, shared: PyTree, datasets: Sequence[Dataset], extra: Sequence[NDArray[Any]]
+    ) -> Iterator[tuple[Block, PyTree]]:
+        """Yield every block with its results, which may be under way; the next block was then started."""
+        blocks = deal_blocks(datasets, unit=self.unit, sizes=SLOTS[mapping], num_devices=len(self.devices))
         running: tuple[Block, PyTree] | None = None
         for block in blocks:
             started = block, self._start(mapping, block, shared, datasets, extra)
             if running is not None:
-                stacked = _collect(*running, into=stacked, num_clients=len(datasets))
+                yield running
             running = started
         assert running is not None
-        return _collect(*running, into=stacked, num_clients=len(datasets))
+        yield running
 
     def _start(
         self,
@@ -205,7 +216,11 @@ class CohortProgram:
         program = self.programs[mapping, len(block.counts) > 1]
         if max_examples is not None:
             num_examples = np.minimum(num_examples, max_examples)
-        return program(shared, block.counts, x, y, num_examples, *rows)
+        return self._call(program, shared, block.counts, x, y, num_examples, *rows)
+
+    def _call(self, program: Any, *arguments: Any) -> PyTree:
+        """Call a jitted program."""
+        return program(*arguments)
 
     def _mapping(self, shared: PyTree, datasets: Sequence[Dataset], extra: Sequence[NDArray[Any]]) -> Mapping:
         """Return the configured mapping, or the one chosen at the first cohort of this process."""
@@ -228,7 +243,7 @@ class CohortProgram:
         return self._chosen
 
 
-def _collect(block: Block, results: PyTree, *, into: PyTree, num_clients: int) -> PyTree:
+def collect(block: Block, results: PyTree, *, into: PyTree, num_clients: int) -> PyTree:
     """Wait for a block's results and write them to their clients' rows of ``into`` (made if ``None``)."""
     results = jax.device_get(results)
     if block.clients == list(range(num_clients)) and block.positions == block.clients:

@@ -14,10 +14,20 @@ from fl_plugins.errors import ConfigError, ConfigTypeError
 from fl_plugins.pytrees import flatten_named, unflatten_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.spec import build
-from fl_plugins.training import CohortResult, Dataset, NamedArrays, PerExample, PyTree, Task, TrainResult
+from fl_plugins.training import (
+    CohortResult,
+    CohortSum,
+    Dataset,
+    NamedArrays,
+    PerExample,
+    PyTree,
+    Task,
+    TrainResult,
+)
 
 from .buckets import check_not_empty
 from .cohort import CohortProgram
+from .cohort_sum import CohortSumProgram
 from .compilation_cache import enable_compilation_cache
 from .local_train import LocalTrainOutput, make_evaluate, make_local_train
 
@@ -83,6 +93,7 @@ class Supervised:
     _like: dict[str, PyTree] = field(init=False, repr=False)
     _init: Callable[..., Any] = field(init=False, repr=False)
     _train: CohortProgram = field(init=False, repr=False)
+    _sum: CohortSumProgram = field(init=False, repr=False)
     _evaluate: CohortProgram = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -126,6 +137,7 @@ class Supervised:
             # It runs once; optimised, a small CNN's random draws take XLA:CPU seconds to compile.
             "_init": jax.jit(self.task.model.init, compiler_options={"xla_backend_optimization_level": 0}),
             "_train": CohortProgram(function=train_one, unit=self.batch_size, mapping=self.mapping),
+            "_sum": CohortSumProgram(function=train_one, unit=self.batch_size, mapping=self.mapping),
             "_evaluate": CohortProgram(function=evaluate, unit=EVALUATION_UNIT, mapping=self.mapping),
         }
         for name, program in programs.items():
@@ -173,16 +185,49 @@ class Supervised:
         check_not_empty(datasets)
         variables = self._variables(arrays)
         if datasets:
-            words = np.array([_words(seed) for _, seed in zip(datasets, seeds, strict=True)], np.uint32)
-            trained, epoch_losses = self._train(variables, datasets, words)
+            trained, epoch_losses = self._train(variables, datasets, _all_words(datasets, seeds))
         else:
             trained, epoch_losses = _no_rows(self._like), np.zeros((0, self.local_epochs), np.float32)
         return CohortResult(
             arrays=flatten_named(trained),
             num_examples=np.array([len(data) for data in datasets], np.int64),
-            metrics={
-                "loss": np.mean(epoch_losses, axis=1, dtype=np.float64),
-                "last_epoch_loss": epoch_losses[:, -1].astype(np.float64),
+            metrics=_loss_metrics(epoch_losses),
+        )
+
+    def sum_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset], *, seeds: Sequence[int], weighted: bool
+    ) -> CohortSum | None:
+        """Return the weighted sum of all finite updates without their models, see :mod:`clients.cohort_sum`.
+
+        ``None`` unless clients are looped over and all of the model is float32.
+
+        Raises
+        ------
+        DataError
+            If a client has no examples, naming its number.
+        StructureError
+            If ``arrays`` are not the model's.
+        """
+        check_not_empty(datasets)
+        variables = self._variables(arrays)
+        if (
+            not datasets
+            or not self._sum.loops
+            or any(values.dtype != np.float32 for values in arrays.values())
+        ):
+            return None
+        counts = np.array([len(data) for data in datasets], np.int64)
+        weights = counts.astype(np.float64) if weighted else np.ones(len(datasets))
+        words = _all_words(datasets, seeds)
+        parts, epoch_losses, finite = self._sum.sum(variables, datasets, words, weights=weights)
+        keys = list(flatten_named(self._like))
+        return CohortSum(
+            parts=[(flatten_named(high), flatten_named(low)) for high, low in parts],
+            num_examples=counts,
+            metrics=_loss_metrics(epoch_losses),
+            not_finite={
+                int(client): keys[int(finite[client].argmin())]
+                for client in np.flatnonzero(~finite.all(axis=1))
             },
         )
 
@@ -227,6 +272,19 @@ class Supervised:
 def _words(seed: int) -> tuple[int, int]:
     """Return the key data of a seed; all 64 bits count, whether or not JAX's 64-bit mode is on."""
     return seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF
+
+
+def _all_words(datasets: Sequence[Dataset], seeds: Sequence[int]) -> NDArray[np.uint32]:
+    """Return the key data of every client's seed."""
+    return np.array([_words(seed) for _, seed in zip(datasets, seeds, strict=True)], np.uint32)
+
+
+def _loss_metrics(epoch_losses: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return what training reports, given ``(m, E)`` mean losses."""
+    return {
+        "loss": np.mean(epoch_losses, axis=1, dtype=np.float64),
+        "last_epoch_loss": epoch_losses[:, -1].astype(np.float64),
+    }
 
 
 def _key(seed: int) -> jax.Array:

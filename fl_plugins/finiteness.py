@@ -47,8 +47,13 @@ def find_non_finite(
     with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
         for key in layout.float_keys:
             if not _is_finite(arrays[key], base[key], ranges.get(key), layout.compute_dtype):
-                return f"array {key!r} has NaN or infinite values, or overflows the model's {base[key].dtype}"
+                return not_finite(key, base[key].dtype)
     return None
+
+
+def not_finite(key: str, dtype: Any) -> str:
+    """Return what is wrong with the array ``key`` of a model in ``dtype``."""
+    return f"array {key!r} has NaN or infinite values, or overflows the model's {dtype}"
 
 
 def _is_finite(values: NDArray[Any], base: NDArray[Any], base_range: Range | None, dtype: Any) -> bool:

@@ -172,6 +172,41 @@ class TrainsCohorts(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class CohortSum:
+    """Σ weight · update of a cohort, without its models.
+
+    Parameters
+    ----------
+    parts : Sequence[tuple[NamedArrays, NamedArrays]]
+        ``(high, low)`` in float64, of the model's shapes, each part as in
+        :class:`fl_plugins.aggregation.streaming.WeightedSum`; the sum is that of all parts.
+    num_examples, metrics
+        As in :class:`CohortResult`.
+    not_finite : Mapping[int, str]
+        Clients whose update is not finite, which are not in the sum: an array of theirs where it is not.
+    """
+
+    parts: Sequence[tuple[NamedArrays, NamedArrays]]
+    num_examples: NDArray[np.int64]
+    metrics: Mapping[str, NDArray[np.float64]]
+    not_finite: Mapping[int, str]
+
+
+@runtime_checkable
+class SumsCohorts(Protocol):
+    """What a :class:`TrainsCohorts` may have besides: it adds updates up itself, while they are in cache."""
+
+    def sum_cohort(
+        self, arrays: NamedArrays, datasets: Sequence[Dataset], *, seeds: Sequence[int], weighted: bool
+    ) -> CohortSum | None:
+        """Train every client; weight updates by numbers of examples or all by 1; ``None`` if it cannot here.
+
+        The sum is bit for bit the one of what ``train_cohort`` returns.
+        """
+        ...
+
+
 @runtime_checkable
 class Attack(Protocol):
     """A hostile client's behaviour, for benchmarks and tests: poisons its data, its update, or both."""

@@ -1,6 +1,7 @@
 """The work: models' shapes, clients' data and initial parameters, in NumPy alone, equal for all contestants.
 
-FedAvg: 100 clients of 100 examples, 20 of them sampled per round, one local epoch, batches of 10, plain SGD.
+FedAvg: 100 clients of 100 examples, 20 of them sampled per round if the benchmark says nothing else, one
+local epoch, batches of 10, plain SGD.
 
 ========  =============================================================  ==========  =====================
 model     what it is                                                     parameters  x, y of one example
@@ -16,13 +17,14 @@ Parameters are a flat dict in JAX's layout: kernels ``(in, out)`` and ``(height,
 """
 
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 NUM_CLIENTS = 100
 EXAMPLES = 100
-SAMPLED = 20
+SAMPLED = int(os.environ.get("FL_PLUGINS_BENCHMARK_SAMPLED", "20"))
 BATCH = 10
 STEPS = EXAMPLES // BATCH
 NUM_TEST = 500

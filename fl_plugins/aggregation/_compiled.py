@@ -71,15 +71,20 @@ def window_kernel(
 
 
 @lru_cache(maxsize=8)
-def two_sum_kernel(num_terms: int, width: int) -> Callable[..., tuple[NDArray[Any], NDArray[Any]]]:
-    """Return the compiled ``(high, low, terms) -> (high, low)`` of ``streaming``, for ``(m, width)`` terms.
+def two_sum_kernel(num_terms: int, width: int, dtype: DType) -> Callable[..., tuple[Any, Any]]:
+    """Return the compiled ``(high, low, factors, rows) -> (high, low)`` of ``streaming``.
 
-    Nothing is multiplied here: a product that becomes part of a fused multiply-add is not rounded, and TwoSum
-    is exact only for the rounded one. Without fast-math, which XLA does not use, additions stay as written.
+    ``rows`` are ``(num_terms, width)``. In float64 they are the terms as they are, and ``factors`` are not
+    used: a product that becomes part of a fused multiply-add is not rounded, and TwoSum is exact only for the
+    rounded one. In float32 each is multiplied by its factor; the caller sees to it that products are exact,
+    so that fused or not is the same. Without fast-math, which XLA does not use, additions stay as written.
     """
 
-    def kernel(high: jax.Array, low: jax.Array, terms: jax.Array) -> tuple[jax.Array, jax.Array]:
-        for term in terms:
+    def kernel(
+        high: jax.Array, low: jax.Array, factors: jax.Array, rows: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        for factor, row in zip(factors, rows, strict=True):
+            term = row if row.dtype == jnp.float64 else row.astype(jnp.float64) * factor
             total = high + term
             added = total - high
             low = low + ((term - added) + (high - (total - added)))
@@ -89,14 +94,14 @@ def two_sum_kernel(num_terms: int, width: int) -> Callable[..., tuple[NDArray[An
     enable_compilation_cache()
     options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
     with jax.enable_x64(True):
-        vector = jnp.zeros(width, np.float64)
-        terms = jnp.zeros((num_terms, width), np.float64)
-        compiled = jax.jit(kernel, compiler_options=options).lower(vector, vector, terms).compile()
+        vector, factors = jnp.zeros(width, np.float64), jnp.zeros(num_terms, np.float64)
+        rows = jnp.zeros((num_terms, width), dtype)
+        compiled = jax.jit(kernel, compiler_options=options).lower(vector, vector, factors, rows).compile()
 
-    def run(high: NDArray[Any], low: NDArray[Any], terms: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def run(*arguments: Any) -> tuple[Any, Any]:
         with jax.enable_x64(True):
-            new_high, new_low = compiled(high, low, terms)
-            return np.asarray(new_high), np.asarray(new_low)
+            new_high, new_low = compiled(*arguments)
+            return new_high, new_low
 
     return run
 

@@ -7,6 +7,7 @@ that of one client. Every client has the seeds and the data that it would have o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,17 @@ from .. import wire
 from ..aggregation.streaming import WeightedSum
 from ..contracts import Weighting
 from ..errors import FLPluginsError, ReplyError
-from ..finiteness import find_non_finite, float_ranges
+from ..finiteness import find_non_finite, float_ranges, not_finite
 from ..records import Layout, UpdateRows, from_named
-from ..training import ClientData, Dataset, NamedArrays, TrainResult, TrainsCohorts
+from ..training import (
+    ClientData,
+    Dataset,
+    NamedArrays,
+    SumsCohorts,
+    Trainer,
+    TrainResult,
+    TrainsCohorts,
+)
 from ._partition_cache import size_of
 from .config import RunConfig
 from .one_client import is_hostile, train_one, train_seed
@@ -108,12 +117,12 @@ def train_cohort(
     """
     form = asked.get(wire.FORM, wire.EACH)
     outcome = Outcome()
-    results = _results(config, stack, received, clients, number, outcome)
+    results = partial(_results, config, stack, received, clients, number, outcome)
     if form == wire.EACH:
-        arrays = _stack_each(results, received, outcome, len(clients))
+        arrays = _stack_each(results(), received, outcome, len(clients))
     elif form == wire.SUM:
         weighting = Weighting(asked.get(wire.WEIGHTING, Weighting.UNIFORM))
-        arrays = _sum_up(results, received, outcome, weighting)
+        arrays = _sum_up(results, stack.trainer, received, outcome, weighting)
     else:
         raise ReplyError(
             f"the message asks for {wire.FORM}={form!r}, but it is {wire.EACH!r} or {wire.SUM!r}."
@@ -148,6 +157,9 @@ def evaluate_cohort(
 
 Results = Iterator[list[tuple[int, TrainResult]]]
 
+TakesUp = Callable[[dict[int, Dataset], Sequence[int]], bool]
+"""Trains clients, given with their seeds, and takes up what comes of it; false if it does not."""
+
 
 def _results(
     config: RunConfig,
@@ -156,14 +168,17 @@ def _results(
     clients: Sequence[int],
     number: int,
     outcome: Outcome,
+    take_up: TakesUp = lambda *_: False,
 ) -> Results:
-    """Yield the clients' results, block by block; a cohort's are views of its arrays."""
+    """Yield the clients' results, block by block, which are views of a cohort's; not of what is taken up."""
     trainer = stack.trainer
     honest = [client for client in clients if not is_hostile(stack, client)]
     for block in _blocks(config, honest, received, outcome, lambda data: data.train):
         seeds = [train_seed(config, client, number) for client in block]
         if isinstance(trainer, TrainsCohorts):
             try:
+                if take_up(block, seeds):
+                    continue
                 result = trainer.train_cohort(received, list(block.values()), seeds=seeds)
             except FLPluginsError:
                 pass  # one client's fault: find out whose
@@ -247,7 +262,13 @@ def _stack_each(results: Results, received: NamedArrays, outcome: Outcome, most:
     return {key: rows[: len(outcome.clients)] for key, rows in stacked.items()}
 
 
-def _sum_up(results: Results, received: NamedArrays, outcome: Outcome, weighting: Weighting) -> NamedArrays:
+def _sum_up(
+    results: Callable[[TakesUp], Results],
+    trainer: Trainer,
+    received: NamedArrays,
+    outcome: Outcome,
+    weighting: Weighting,
+) -> NamedArrays:
     """Return the weighted sum of all finite updates; clients with others are named instead."""
     layout = Layout.of(received)
     if layout.other_keys:
@@ -257,7 +278,29 @@ def _sum_up(results: Results, received: NamedArrays, outcome: Outcome, weighting
         )
     ranges = float_ranges(received)
     total = WeightedSum.zeros(layout.size)
-    for block in results:
+    weighted = weighting is Weighting.EXAMPLES
+
+    def take_up(block: dict[int, Dataset], seeds: Sequence[int]) -> bool:
+        if not isinstance(trainer, SumsCohorts):
+            return False
+        result = trainer.sum_cohort(received, list(block.values()), seeds=seeds, weighted=weighted)
+        if result is None:
+            return False
+        for index, client in enumerate(block):
+            if (key := result.not_finite.get(index)) is not None:
+                outcome.failed[client] = not_finite(key, received[key].dtype)
+                outcome.non_finite.append(client)
+                continue
+            metrics = {name: float(values[index]) for name, values in result.metrics.items()}
+            outcome.add(client, int(result.num_examples[index]), metrics)
+        for high, low in result.parts:
+            vectors = (
+                np.concatenate([half[name].reshape(-1) for name in layout.float_keys]) for half in (high, low)
+            )
+            total.merge(WeightedSum(*vectors))
+        return True
+
+    for block in results(take_up):
         usable = []
         for client, result in block:
             if (problem := find_non_finite(result.arrays, received, layout, ranges=ranges)) is None:
@@ -268,7 +311,6 @@ def _sum_up(results: Results, received: NamedArrays, outcome: Outcome, weighting
                 outcome.non_finite.append(client)
         if usable:
             rows = UpdateRows(layout, received, [result.arrays for result in usable])
-            weighted = weighting is Weighting.EXAMPLES
             weights = [float(result.num_examples) if weighted else 1.0 for result in usable]
             total.add_rows(rows, np.array(weights))
     return {wire.HIGH: total.high, wire.LOW: total.low}

@@ -14,6 +14,7 @@ from ..records import from_named, to_named
 from ..training import NamedArrays, SeesParameters
 from .cohort_node import clients_in, evaluate_cohort, train_cohort
 from .config import hosted, partition_of
+from .cores import one_device_per_core
 from .layers import config_here
 from .one_client import train_one
 from .stack import client_stack, partition
@@ -24,6 +25,8 @@ def train(message: Message, context: Context) -> RecordDict:
     config = config_here(context)
     asked, received = _read(message)
     number = _round_in(asked)
+    if config.virtual_clients:
+        one_device_per_core()
     stack = client_stack(config)
     partition_id, num_partitions = partition_of(context.node_config)
     if isinstance(stack.attack, SeesParameters):

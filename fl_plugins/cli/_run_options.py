@@ -61,10 +61,13 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         "--num-supernodes",
         type=int,
         metavar="N",
-        help=f"simulated nodes (default {NUM_SUPERNODES}; with --virtual-clients one for each core)",
+        help=f"simulated nodes (default {NUM_SUPERNODES}; with --virtual-clients 1)",
     )
     where.add_argument(
-        "--client-cpus", type=int, metavar="N", help="CPU cores that one client needs (default 1)"
+        "--client-cpus",
+        type=int,
+        metavar="N",
+        help="CPU cores of one node (default 1; with --virtual-clients its share of the machine)",
     )
     where.add_argument(
         "--client-gpus", type=float, metavar="X", help="GPUs that one client needs (default 0)"

@@ -66,7 +66,10 @@ def plan_run(
     where = "the ready-made app" if app is None else str(app)
     check_keys(given, declared, where=where)
     run_config = {**declared, **given}
-    num_supernodes = default_nodes(run_config) if args.num_supernodes is None else args.num_supernodes
+    virtual = _has_virtual_clients(run_config)
+    num_supernodes = args.num_supernodes
+    if num_supernodes is None:
+        num_supernodes = 1 if virtual else NUM_SUPERNODES
     if app is None:
         check_run(run_config, num_supernodes=num_supernodes)
     if resume and "resume" not in declared:
@@ -78,7 +81,7 @@ def plan_run(
         run_config=sent,
         run_dir=folder,
         num_supernodes=num_supernodes,
-        client_cpus=1 if args.client_cpus is None else args.client_cpus,
+        client_cpus=_default_cpus(virtual, num_supernodes) if args.client_cpus is None else args.client_cpus,
         client_gpus=0.0 if args.client_gpus is None else args.client_gpus,
     )
     return RunPlan(
@@ -92,12 +95,15 @@ def plan_run(
     )
 
 
-def default_nodes(run_config: Mapping[str, Value]) -> int:
-    """Return how many nodes to simulate: one for each core if they share virtual clients, else a few."""
+def _has_virtual_clients(run_config: Mapping[str, Value]) -> bool:
+    """Whether nodes share virtual clients; what is wrong with their number is said later."""
     virtual = run_config.get("virtual-clients", 0)
-    if type(virtual) is not int or virtual < 1:  # what is wrong with it is said when the run is checked
-        return NUM_SUPERNODES
-    return min(virtual, os.cpu_count() or 1)
+    return type(virtual) is int and virtual > 0
+
+
+def _default_cpus(virtual: bool, num_supernodes: int) -> int:
+    """Return the cores of a node: one, unless it is many clients, which share its part of the machine."""
+    return max((os.cpu_count() or 1) // max(num_supernodes, 1), 1) if virtual else 1
 
 
 def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:

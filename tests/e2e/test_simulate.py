@@ -103,7 +103,7 @@ def app(tmp_path):
     return folder
 
 
-def start(tmp_path, *arguments):
+def start(tmp_path, *arguments, nodes=2):
     """Start ``fl-plugins`` as it is when the virtual environment is not activated."""
     environment = {**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     environment.pop("VIRTUAL_ENV", None)
@@ -115,7 +115,7 @@ def start(tmp_path, *arguments):
             code,
             *arguments,
             "--num-supernodes",
-            "2",
+            str(nodes),
             "--runs-dir",
             str(tmp_path / "runs"),
         ],
@@ -189,16 +189,17 @@ def test_compare_shows_what_worked_and_what_failed_and_leaves_nothing_behind(app
     wait_until_nothing_is_left(tree, temp, seconds=0.1)
 
 
-def test_two_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp):
+@pytest.mark.parametrize("nodes", [1, 2])  # one has all cores, and JAX a device for each
+def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp, nodes):
     task = "digits(model='mlp')"
     options = ("--name", "x", "--task", task, "--num-rounds", "2", "--seed", "5", "--virtual-clients", "6")
-    process = start(tmp_path, "simulate", *options)
+    process = start(tmp_path, "simulate", *options, nodes=nodes)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     assert "6 sampled, 6 answered, 0 quarantined" in output
     folder = tmp_path / "runs" / "x"
     replies = [event for event in read_events(folder / "events.jsonl") if event["event"] == "reply"]
-    assert len({event["node"] for event in replies}) == 2
+    assert len({event["node"] for event in replies}) == nodes
     assert {event["client"] for event in replies} == {"0", "1", "2", "3", "4", "5"}
     config = RunConfig(task=task, num_rounds=2, seed=5)
     run_config = {**RunConfig.defaults(), "task": task, "num-rounds": 2, "seed": 5}

@@ -97,17 +97,39 @@ def test_many_columns_are_added_on_several_cores_as_on_one() -> None:
     assert one.low.tobytes() == many.low.tobytes()
 
 
-def test_compiled_additions_have_the_bits_of_numpys() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("short", [True, False], ids=["exact products", "rounded products"])
+def test_compiled_additions_have_the_bits_of_numpys(dtype: type, short: bool) -> None:
     rng = np.random.default_rng(0)
-    n, d = 21, 65_541  # two calls of the kernel, the second with terms to spare, and a rest of columns
-    rows = (rng.normal(size=(n, d)) * 10.0 ** rng.integers(-12, 12, (n, d))).astype(np.float32)
-    weights = rng.integers(1, 1000, n).astype(np.float64)
+    n, d = 21, 65_541  # three calls of the kernel, the last with terms to spare, and a rest of columns
+    rows = (rng.normal(size=(n, d)) * 10.0 ** rng.integers(-12, 12, (n, d))).astype(dtype)
+    weights = rng.integers(1, 1000, n) * (1.0 if short else 0.1)
     compiled, plain = WeightedSum.zeros(d), WeightedSum.zeros(d)
     compiled.add_rows(DenseRows(rows), weights)
     plain.add_block(slice(0, d), rows, weights)
     np.testing.assert_array_equal(compiled.high, plain.high)
     np.testing.assert_array_equal(compiled.low, plain.low)
     assert (compiled.low != 0).any()
+
+
+def test_a_row_that_is_not_finite_harms_no_other_column_in_compiled_code() -> None:
+    rows = np.ones((9, 1 << 18), np.float32)
+    rows[8, 5] = np.inf
+    total = summed(rows, np.full(9, 2.0))
+    assert np.flatnonzero(~np.isfinite(total.high)).tolist() == [5]
+    assert set(np.delete(total.high, 5)) == {18.0}
+
+
+def test_an_empty_sum_takes_another_over_as_if_it_had_added_it() -> None:
+    rng = np.random.default_rng(5)
+    other = WeightedSum(rng.normal(size=9_000), 1e-17 * rng.normal(size=9_000))
+    other.high[:3], other.low[2:4] = -0.0, -0.0
+    empty, added = WeightedSum.zeros(9_000), WeightedSum(np.zeros(9_000), np.zeros(9_000))
+    for total in (empty, added):
+        total.merge(other, scale=0.125)
+    assert (empty.high.tobytes(), empty.low.tobytes()) == (added.high.tobytes(), added.low.tobytes())
+    empty.merge(other)
+    np.testing.assert_allclose(empty.high, 1.125 * other.high, rtol=1e-15)  # one rounding of float64
 
 
 def test_what_is_not_finite_stays_where_it_is() -> None:

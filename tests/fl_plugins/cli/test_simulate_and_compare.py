@@ -1,6 +1,5 @@
 """What the two commands refuse before any process is started, and what they make of a run's end."""
 
-import os
 from contextlib import contextmanager
 
 import pytest
@@ -136,17 +135,23 @@ def test_the_rule_is_asked_for_clients_and_not_for_the_nodes_that_host_them(tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "nodes"),
+    ("options", "nodes", "cpus"),
     [
-        (["--virtual-clients", "100"], os.cpu_count()),
-        (["--virtual-clients", "100", "--num-supernodes", "3"], 3),
-        (["--run-config", "virtual-clients=2"], min(2, os.cpu_count() or 1)),
-        ([], 10),
+        (["--virtual-clients", "100"], 1, 8),
+        (["--virtual-clients", "100", "--num-supernodes", "3"], 3, 2),
+        (["--virtual-clients", "100", "--num-supernodes", "9"], 9, 1),
+        (["--virtual-clients", "100", "--client-cpus", "1"], 1, 1),
+        (["--run-config", "virtual-clients=2"], 1, 8),
+        ([], 10, 1),
     ],
 )
-def test_virtual_clients_share_one_node_for_each_core(tmp_path, flower, options, nodes):
+def test_virtual_clients_share_one_node_that_has_all_cores(
+    tmp_path, flower, monkeypatch, options, nodes, cpus
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert run(tmp_path, "simulate", *options) == 0
     assert flower[1].num_supernodes == nodes
+    assert flower[1].client_cpus == cpus
     assert flower[1].run_config.get("virtual-clients", 0) == (0 if nodes == 10 else read_virtual(tmp_path))
 
 
