@@ -186,8 +186,9 @@ def test_supernodes_add_the_noise_themselves_and_one_that_is_killed_costs_only_i
         six_nodes,
         {
             "strategy": "distributed_dp(fedavg(weighting='uniform', quorum=0.1, min_available_nodes=6), "
-            "tier='malicious', unit='client', adjacency='zero_out', population=6, min_clients=5, clip_norm=1.0, "
-            f"noise_multiplier=1.0, delta=1e-5, stage_timeout_s={NOISY_STAGE_TIMEOUT_S})",
+            "tier='malicious', unit='client', adjacency='zero_out', population=6, min_clients=5, "
+            "clip_norm=1.0, noise_multiplier=1.0, delta=1e-5, "
+            f"stage_timeout_s={NOISY_STAGE_TIMEOUT_S})",
             "num-rounds": 1,
             "round-timeout-s": 2 * NOISY_STAGE_TIMEOUT_S,
             "seed": 7,
