@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import Rows, block_width, map_blocks, require_finite
+from .rows import Rows, block_width, map_blocks, require_finite, spread_columns
 
 COMPILED_MAX_ROWS = 128
 """Beyond, compiling a network takes tens of seconds."""
@@ -35,9 +35,6 @@ _NUMPY_ELEMENTS = 1 << 18
 
 COUNTED_COLUMNS = 1 << 14
 """So many columns are counted for ``contribution``: a share is then known to half a percent."""
-
-_COUNTED_PIECES = 16
-"""In so many pieces, evenly spread."""
 
 
 Window = tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]
@@ -82,7 +79,7 @@ def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
         value = _compiled_means(rows, kept, network, moving=moving, rule=rule)
     else:
         value = _numpy_means(rows, kept, window, rule=rule)
-    counted = _spread(rows)
+    counted = spread_columns(rows, COUNTED_COLUMNS)
     _, low, high = window(counted)
     counts = _kept_counts(counted, low, high, kept, None if moving else first)
     return Aggregate(value, counts / counts.sum())
@@ -125,19 +122,6 @@ def _compiled_means(
 
     map_blocks(rows, work, width=width)
     return value
-
-
-def _spread(rows: Rows) -> NDArray[Any]:
-    """Return all columns, or where there are many, :data:`COUNTED_COLUMNS` of them from all over."""
-    n, d = rows.shape
-    size = min(d, COUNTED_COLUMNS)
-    counted: NDArray[Any] = np.empty((n, size), rows.dtype)
-    pieces = 1 if size == d else _COUNTED_PIECES
-    width = size // pieces
-    for piece in range(pieces):
-        start = piece * (d - width) // max(pieces - 1, 1)
-        rows.read_into(start, counted[:, piece * width : (piece + 1) * width])
-    return counted
 
 
 def _middle(ranked: list[NDArray[Any]]) -> Window:

@@ -26,6 +26,9 @@ _LEAST_MEMORY = 1 << 22
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
+_SPREAD_PIECES = 16
+"""In so many pieces columns are read from all over, evenly spread."""
+
 T = TypeVar("T")
 
 
@@ -146,6 +149,18 @@ def block_width(n: int, d: int, *, elements: int) -> int:
     return 1 << max(wanted.bit_length() - 1, 8)
 
 
+def apart(width: int) -> int:
+    """Return the next length for the rows of a block so that equal columns of them can be in cache together.
+
+    A cache keeps no more than a few lines whose addresses differ by multiples of a large power of two. A row
+    then still begins at a multiple of 64 bytes.
+
+    >>> apart(4096), apart(4112)
+    (4112, 4112)
+    """
+    return (width + 15) // 32 * 32 + 16
+
+
 def most_threads(n: int, d: int, *, width: int) -> int:
     """Return how many blocks of ``width`` columns there may be at once: 10 % of a large input.
 
@@ -157,21 +172,35 @@ def most_threads(n: int, d: int, *, width: int) -> int:
     return max(max(n * d // 10, _LEAST_MEMORY) // (n * width), 1)
 
 
+def spread_columns(rows: Rows, size: int) -> NDArray[Any]:
+    """Return all columns, or where there are many, ``size`` of them from all over."""
+    n, d = rows.shape
+    size = min(d, size)
+    values: NDArray[Any] = np.empty((n, size), rows.dtype)
+    pieces = 1 if size == d else _SPREAD_PIECES
+    width = size // pieces
+    for piece in range(pieces):
+        start = piece * (d - width) // max(pieces - 1, 1)
+        rows.read_into(start, values[:, piece * width : (piece + 1) * width])
+    return values
+
+
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
     """Return ``work(columns, block)`` for every block of ``width`` columns (the last may be narrower).
 
     One thread per core reads and works; ``work`` must be thread-safe and may overwrite its block, but not
     keep it: a thread's blocks share one buffer. Results are ordered by column, and so is the first error
-    raised.
+    raised. A block is contiguous if ``width`` is :func:`apart` already.
     """
     n, d = rows.shape
     buffers = local()
 
     def one(start: int) -> T:
-        if not hasattr(buffers, "flat"):
-            buffers.flat = aligned(n * min(width, d), rows.dtype)
+        if not hasattr(buffers, "whole"):
+            row = apart(min(width, d))
+            buffers.whole = aligned(n * row, rows.dtype).reshape(n, row)
         size = min(width, d - start)
-        block = buffers.flat[: n * size].reshape(n, size)
+        block: NDArray[Any] = buffers.whole[:, :size]
         rows.read_into(start, block)
         return work(slice(start, start + size), block)
 
