@@ -74,7 +74,7 @@ def _cancels(sample: NDArray[Any], dtype: DType) -> bool:
     wide = sample.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         _, unsafe = _from_products(np.dot(wide, wide.T), sample.shape[1], dtype)
-    return np.count_nonzero(unsafe) > len(sample)
+    return int(np.count_nonzero(unsafe)) > len(sample)
 
 
 def _from_products(

@@ -26,6 +26,9 @@ _LEAST_MEMORY = 1 << 22
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
+_HEAD_COLUMNS = 16
+"""So many columns usually tell all rows apart."""
+
 _SPREAD_PIECES = 16
 """In so many pieces columns are read from all over, evenly spread."""
 
@@ -50,6 +53,22 @@ class Rows(Protocol):
         """Fill ``out``, ``(n, b)`` of the dtype, with columns ``start:start + b`` of all or some rows.
 
         Several threads may read at once.
+        """
+        ...
+
+
+Difference = tuple[NDArray[Any], list[NDArray[Any]]]
+"""A vector and those that it is subtracted from."""
+
+
+@runtime_checkable
+class DifferenceRows(Rows, Protocol):
+    """Rows that are differences of vectors in memory."""
+
+    def differences(self, start: int, size: int, rows: NDArray[np.intp] | None = None) -> Difference | None:
+        """Return ``(b, [a, ...])``, ``(size,)`` of the dtype, where each row's columns are ``a − b``.
+
+        Views, of all or some rows; ``None`` where these columns do not lie in memory so.
         """
         ...
 
@@ -124,6 +143,12 @@ class SelectedRows:
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Read columns of all or some of the selected rows."""
         self._rows.read_into(start, out, self._selected if rows is None else self._selected[rows])
+
+    def differences(self, start: int, size: int, rows: NDArray[np.intp] | None = None) -> Difference | None:
+        """Return what the rows' own method gives, if they have it."""
+        if not isinstance(self._rows, DifferenceRows):
+            return None
+        return self._rows.differences(start, size, self._selected if rows is None else self._selected[rows])
 
 
 def blocks(rows: Rows, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
@@ -267,7 +292,9 @@ def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
     return rows
 
 
-def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+def finite_blocks(
+    rows: Rows, *, rule: str, max_columns: int = BLOCK_COLUMNS
+) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the blocks of ``rows``, each checked while it is in cache.
 
     Raises
@@ -275,7 +302,7 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    for columns, block in blocks(rows, BLOCK_COLUMNS):
+    for columns, block in blocks(rows, max_columns):
         require_finite(columns, block, rule=rule)
         yield columns, block
 
@@ -339,7 +366,10 @@ def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
     array([2, 1, 0])
     """
     rows = as_rows(updates, rule="canonical_order")
-    groups = [np.arange(rows.shape[0])]
+    _, head = next(finite_blocks(rows, rule="canonical_order", max_columns=_HEAD_COLUMNS))
+    groups = _split(np.arange(rows.shape[0]), head)
+    if len(groups) == rows.shape[0]:
+        return np.concatenate(groups)
     for _, block in finite_blocks(rows, rule="canonical_order"):
         groups = [part for group in groups for part in _split(group, block)]
         if len(groups) == rows.shape[0]:
