@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -38,11 +40,9 @@ def test_a_kernel_gets_the_same_rows_whether_it_subtracts_itself_or_not(dtype):
     rows, dense = make(dtype)
     some = np.array([4, 1, 0, 5])
     for given, expected in ((rows, dense), (SelectedRows(rows, some), dense[some])):
-        for rule in (
-            lambda r: trimmed(r, num_trimmed=1, rule="test"),
-            lambda r: around_median(r, num_kept=3, rule="test"),
-        ):
-            np.testing.assert_array_equal(rule(given).value, rule(DenseRows(expected)).value)
+        for rule in (partial(trimmed, num_trimmed=1), partial(around_median, num_kept=3)):
+            found = rule(given, rule="test").value
+            np.testing.assert_array_equal(found, rule(DenseRows(expected), rule="test").value)
         ordered = np.sort(expected.astype(np.float64), axis=0)[1:-1].mean(axis=0)
         # One rounding of a mean of values below 1.
         np.testing.assert_allclose(
@@ -76,7 +76,7 @@ def test_a_compiled_combination_is_the_float64_sum_rounded_once(count):
 
 
 def test_a_row_that_is_not_finite_is_named_as_it_was_given():
-    rows, dense = make()
+    _, dense = make()
     dense[2, 2_100] = np.nan
     with pytest.raises(ReplyError, match="row 2 of 5 is nan at column 2100"):
         combine(DenseRows(dense), np.array([5, 4, 2, 1, 0, 3]), np.array([0.2] * 5 + [0]), rule="test")
