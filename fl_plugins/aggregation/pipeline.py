@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .rows import Difference, DifferenceRows, Rows, aligned, apart, require_finite
+from .threads import in_threads
 
 COMPILED_MAX_ROWS = 128
 """Beyond, compiling a sorting network takes tens of seconds."""
@@ -25,6 +26,9 @@ _ELEMENTS = 1 << 21
 
 _BLOCKS_PER_INPUT = 20
 """At least: the two blocks that are in memory at once then stay within 10 % of the input."""
+
+_READ_COLUMNS = 1 << 15
+"""Columns that one thread reads at a time."""
 
 _AHEAD = 2
 """Blocks that are being read or computed at once."""
@@ -44,6 +48,17 @@ def kernel_width(n: int, d: int) -> int:
     """
     wanted = max(min(_ELEMENTS, n * d // _BLOCKS_PER_INPUT) // n, 256)
     return apart(1 << (wanted.bit_length() - 1))
+
+
+def read_in_threads(
+    rows: Rows, start: int, out: NDArray[Any], chosen: NDArray[np.intp] | None = None
+) -> None:
+    """Do what ``rows.read_into(start, out, chosen)`` does on all cores: reading mixed rows computes them."""
+
+    def read(first: int) -> None:
+        rows.read_into(start + first, out[:, first : first + _READ_COLUMNS], chosen)
+
+    in_threads(read, range(0, out.shape[1], _READ_COLUMNS))
 
 
 def through_kernel(
@@ -80,7 +95,7 @@ def through_kernel(
             buffers[turn] = aligned(n * width, rows.dtype).reshape(n, width)
         block = buffers[turn]
         block[:, size:] = 0
-        rows.read_into(start, block[:, :size])
+        read_in_threads(rows, start, block[:, :size])
         return zeros, list(block)
 
     def take() -> None:
