@@ -3,7 +3,7 @@
 The usual ‖x‖² + ‖y‖² − 2⟨x, y⟩ in the input's dtype cancels: on float32 parameters of scale 1 it returns
 negative "squared distances" and a diagonal that is not 0. Here it runs over updates, in pieces of at most
 4,096 columns whose sums are added in float64. Products of float32 updates are float32 first; where too many
-pairs cancel, float64, which takes three times as long. Every pair for which that would still cancel is
+pairs cancel, float64, which takes longer. Every pair for which that would still cancel is
 computed again from the differences themselves.
 """
 

@@ -46,7 +46,7 @@ def inner_products(
         A ``(d,)`` vector, or the position of a row in ``order``, that is subtracted from all rows first.
     product_dtype : dtype, optional
         In which a few thousand columns are multiplied and added up, float64 by default; their sums are added
-        up in float64. Float32 takes a third of the time.
+        up in float64. Float32 takes less time.
 
     Guarantees
     ----------
