@@ -132,6 +132,16 @@ class PrivateMean(FederatedStrategy):
         self._clip_state = ClipState(norm=float(mean.clip.initial))
 
     @property
+    def population(self) -> int:
+        """N: how many clients there are at most."""
+        return self.given.population
+
+    @property
+    def mean_weight(self) -> float:
+        """The public number that a client counts for on average; with ``expected_cohort`` the denominator."""
+        return self.given.mean_weight
+
+    @property
     def expected_cohort(self) -> float:
         """How many clients are asked on average: public, and what the sum is divided by."""
         return self.mean.expected_cohort
@@ -226,7 +236,7 @@ class PrivateMean(FederatedStrategy):
         report = self.budget.commit(server_round)
         self.rounds.close()
         logger.info("\tround %d: spent %s", server_round, report)
-        denominator = self.expected_cohort * self.given.mean_weight
+        denominator = self.expected_cohort * self.mean_weight
         names = sorted(total.weights, key=name_order)
         contribution = {name: total.weights[name] / denominator for name in names}
         self._tell_aggregated(server_round, contribution, rule=OWNER)
@@ -306,7 +316,7 @@ class PrivateMean(FederatedStrategy):
             "clip_norm": self.clip_norm,
             "delta": self.budget.delta,
             "expected_cohort": self.expected_cohort,
-            "population": self.given.population,
+            "population": self.population,
             "metrics_withheld": not self.given.unprotected_metrics and self.mean.metrics is None,
             "unprotected_metrics": self.given.unprotected_metrics,
         }
@@ -325,10 +335,10 @@ class PrivateMean(FederatedStrategy):
         session = self._session
         connected = session.roster.wait_for(grid, self._wait_for, timeout_s=session.timeout_s)
         names = sorted(connected, key=name_order)
-        if len(names) > self.given.population:
+        if len(names) > self.population:
             raise PreconditionError(
                 f"{OWNER}: {len(names)} clients are connected, but the accounting is for population="
-                f"{self.given.population}; declare all that there may be."
+                f"{self.population}; declare all that there may be."
             )
         drawn = self.rounds.draw(names, number, self.noise_source("sample", number, attempt))
         return {name: connected[name] for name in drawn}, len(connected)

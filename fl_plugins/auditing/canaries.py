@@ -51,9 +51,17 @@ class PrivateStrategy(ManagedStrategy, Protocol):
     """What an audit asks of a strategy: what it accounts for a round, and the size of what it sums."""
 
     release: Release
-    population: int
-    mean_weight: float
     server_optimizer: Any
+
+    @property
+    def population(self) -> int:
+        """How many clients there are at most."""
+        ...
+
+    @property
+    def mean_weight(self) -> float:
+        """What a client counts for on average."""
+        ...
 
     @property
     def clip_norm(self) -> float:
