@@ -35,9 +35,9 @@ demo: install
 deploy-demo: install
 	$(BIN)/python examples/deployment/demo.py
 
-# Two at a time: those that start Flower's processes wait for these most of the time, and come last.
+# Those that start Flower's processes wait for these most of the time: three at once, and one by one.
 test: fast
-	$(BIN)/python -m pytest -m e2e -n 2 --dist load
+	$(BIN)/python -m pytest -m e2e -n 3 --dist load --maxschedchunk 1
 
 fast: install
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal

@@ -15,6 +15,13 @@ from fl_plugins.simulation.superlink import SuperLink, local_superlink
 
 FLWR = Path(sys.executable).parent / "flwr"
 
+LONGEST = ("test_secure_aggregation.py", "test_faults.py", "test_additive_aggregation.py")
+"""Begin first, so that nothing long is left for the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 @dataclass(frozen=True)
 class FlwrRun:

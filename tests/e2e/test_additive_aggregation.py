@@ -14,11 +14,13 @@ from fl_plugins.deployment.layout import Layout, Settings
 from fl_plugins.deployment.ports import free_ports
 from fl_plugins.deployment.run import run_in
 
-from .test_secure_aggregation import STAGE_TIMEOUT_S, kill_at
+from .test_secure_aggregation import kill_at
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 CLIENTS, HELPERS = range(4), range(4, 6)
+
+STAGE_TIMEOUT_S = 15.0
 
 
 @pytest.fixture
