@@ -1,7 +1,7 @@
 """The 18 weaknesses of Flower's SecAgg+ that we know of: each is refused here, or absent.
 
-Tests carry their numbers. Where Flower's functions run without a federation they are the control: the same test
-shows the weakness in them.
+Tests carry their numbers. Where Flower's functions run without a federation they are the control: the same
+test shows the weakness in them.
 """
 
 from typing import Any
