@@ -44,7 +44,7 @@ def poll_promptly(instead_of: Callable[[float], float]) -> None:
 def _held_back(acquire: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Return a handler of SuperExec's requests for a task that waits for one, ``HOLD_S`` at most.
 
-    Whoever can take no task is answered at once. Looking here costs a thousandth of what a request does.
+    Whoever can take no task is answered at once. Looking here costs little beside a request.
     """
 
     def acquire_or_wait(request: Any, state: Any) -> Any:

@@ -7,7 +7,7 @@ the protocol lets no smaller one be unmasked.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from fl_plugins.secure_round import DISTRIBUTED
 from fl_plugins.training import NamedArrays
 
 from .base import FederatedStrategy
-from .privacy_budget import PrivacyBudget, read_target
+from .privacy_budget import PrivacyBudget, read_target, tell_spent
 from .replies import to_metric_record
 from .secure_aggregation import SecureAggregation
 from .secure_stack import check_inner
@@ -243,22 +243,14 @@ class DistributedDp(SecureAggregation):
             return None, None
         self.budget.check_reserved(server_round)
         parameters, _ = super().aggregate_train(server_round, replies)
-        report = self.budget.commit(server_round)
-        logger.info("\tround %d: spent %s", server_round, report)
-        self._session.emit(
-            "privacy",
-            round=server_round,
-            epsilon=report.epsilon,
-            delta=report.delta,
-            **asdict(report.relation),
-            method=report.method,
+        spent = tell_spent(
+            self._session,
+            server_round,
+            self.budget.commit(server_round),
             noise_multiplier=self.noise_multiplier,
             clip_norm=self.secure.clip_norm,
-            secure=report.secure,
         )
-        return parameters, to_metric_record(
-            {"privacy-epsilon": report.epsilon, "privacy-delta": report.delta}
-        )
+        return parameters, to_metric_record(spent)
 
     # -- What the round loop uses ----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from dataclasses import asdict
 
 from fl_plugins.checks import check_int
 from fl_plugins.errors import CheckpointError, ConfigError
@@ -11,6 +12,9 @@ from fl_plugins.privacy.calibration import plan
 from fl_plugins.privacy.ledger import Ledger
 from fl_plugins.privacy_account import PrivacyAccount
 from fl_plugins.run_options import RunOptions
+
+from .replies import Metrics
+from .session import Session
 
 LEDGER_NAME = "privacy_ledger.jsonl"
 """Beside the checkpoints, if no other path is given: a run that is resumed finds what it has spent."""
@@ -198,3 +202,22 @@ class PrivacyBudget:
     def report(self) -> Report:
         """Return what is spent by all runs in the ledger."""
         return self._account.report()
+
+
+def tell_spent(
+    session: Session, number: int, report: Report, *, noise_multiplier: float, clip_norm: float
+) -> Metrics:
+    """Say in the log and as an event what round ``number`` has brought the run to; return it as metrics."""
+    logger.info("\tround %d: spent %s", number, report)
+    session.emit(
+        "privacy",
+        round=number,
+        epsilon=report.epsilon,
+        delta=report.delta,
+        **asdict(report.relation),
+        method=report.method,
+        noise_multiplier=noise_multiplier,
+        clip_norm=clip_norm,
+        secure=report.secure,
+    )
+    return {"privacy-epsilon": report.epsilon, "privacy-delta": report.delta}

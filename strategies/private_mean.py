@@ -8,7 +8,7 @@ or whether there is a release.
 
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -33,7 +33,7 @@ from .clipped_sum import ClippedSum
 from .cohort import Cohort
 from .dp_options import OWNER, check_weights
 from .noisy_mean import ClipState, NoisyMean
-from .privacy_budget import PrivacyBudget
+from .privacy_budget import PrivacyBudget, tell_spent
 from .private_rounds import PrivateRounds
 from .replies import Metrics, to_metric_record
 from .roster import name_order
@@ -235,25 +235,19 @@ class PrivateMean(FederatedStrategy):
         metrics: Metrics = {**self.mean.release_metrics(total, source)}
         report = self.budget.commit(server_round)
         self.rounds.close()
-        logger.info("\tround %d: spent %s", server_round, report)
         denominator = self.expected_cohort * self.mean_weight
         names = sorted(total.weights, key=name_order)
         contribution = {name: total.weights[name] / denominator for name in names}
         self._tell_aggregated(server_round, contribution, rule=OWNER)
-        self._session.emit(
-            "privacy",
-            round=server_round,
-            epsilon=report.epsilon,
-            delta=report.delta,
-            **asdict(report.relation),
-            method=report.method,
+        spent = tell_spent(
+            self._session,
+            server_round,
+            report,
             noise_multiplier=self.rounds.noise_multiplier(server_round),
             clip_norm=clip_norm,
-            secure=report.secure,
         )
         if self.given.unprotected_metrics and accepted:
             metrics = self._combine_metrics(accepted)
-        spent: Metrics = {"privacy-epsilon": report.epsilon, "privacy-delta": report.delta}
         return parameters, to_metric_record({**metrics, **spent})
 
     def configure_evaluate(

@@ -29,7 +29,7 @@ def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
     if config.virtual_clients and num_supernodes > config.virtual_clients:
         raise ConfigError(
             f"simulate: num_supernodes={num_supernodes}, but virtual-clients={config.virtual_clients} leaves "
-            "some of them without any; give fewer --num-supernodes, or none for one per core."
+            "some of them without any; give fewer --num-supernodes, or leave it out."
         )
     check_cohorts(
         strategy,

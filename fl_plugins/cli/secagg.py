@@ -1,4 +1,4 @@
-"""``fl-plugins secagg``: identities and the roster for secure aggregation against a malicious server."""
+"""``fl-plugins secagg``: the files that nodes need for secure aggregation, and that no server may make."""
 
 import argparse
 from pathlib import Path
@@ -11,10 +11,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the subcommand and its own subcommands."""
     parser = subparsers.add_parser(
         "secagg",
-        help="make node identities and the roster for secure aggregation",
-        description="For secure_aggregation(tier='malicious'): every node makes an identity; the operators "
-        "exchange the public keys by a way that the server has no hand in, and put the same roster on every "
-        "node.",
+        help="make node identities, rosters and keys for secure aggregation",
+        description="For tier='malicious': every node makes an identity; the operators exchange the public "
+        "keys by a way that the server has no hand in, and put the same roster on every node "
+        "(additive_aggregation: clients have the helpers', helpers the clients'). For ckks_aggregation: one "
+        "key for all clients.",
     )
     commands = parser.add_subparsers(title="secagg commands", metavar="command", required=True)
     identity = commands.add_parser("identity", help="make this node's identity in a folder")

@@ -36,6 +36,7 @@ def _write(draft: Layout, final: Layout) -> None:
     root_certificate = authority.certificate_pem()
 
     write_new(draft.root / SETTINGS_FILE, draft.describe())
+    write_new(draft.root / ".gitignore", "*\n")  # made in a checkout, its keys are not to be committed
     make_folder(draft.authority)
     write_new(draft.authority / "ca.key", authority.key_pem(), mode=SECRET)
     write_new(draft.root_certificate, root_certificate)

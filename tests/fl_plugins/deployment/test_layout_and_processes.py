@@ -43,6 +43,19 @@ def test_secrets_are_for_their_owner_only_and_each_is_where_it_belongs(layout):
     assert not any(path.stat().st_mode & 0o022 for path in files)
 
 
+def test_nothing_of_a_deployment_in_a_checkout_is_seen_by_git(tmp_path):
+    def untracked():
+        command = ["git", "-C", str(tmp_path), "status", "--porcelain", "--untracked-files=all"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "theirs.txt").write_text("")
+    layout = create(tmp_path / "trial", Settings(host="fl.example.org", num_nodes=1))
+    assert untracked() == ["??", "theirs.txt"]
+    (layout.root / ".gitignore").unlink()
+    assert "trial/authority/ca.key" in untracked()
+
+
 def test_an_existing_deployment_is_not_overwritten_and_a_failure_leaves_nothing(
     layout, tmp_path, monkeypatch
 ):

@@ -20,7 +20,7 @@ from fl_plugins.secagg.graph import (
 SEED = bytes(range(32))
 
 
-# Computed by another implementation of the same bounds, see shared/research/secagg.md, section 2.
+# Computed by another implementation of the same bounds.
 @pytest.mark.parametrize(
     ("num_nodes", "corrupt", "dropout", "degree", "threshold"),
     [

@@ -1,7 +1,7 @@
-"""The 18 weaknesses of Flower's SecAgg+ (shared/research/secagg.md): each is refused here, or absent.
+"""The 18 weaknesses of Flower's SecAgg+ that we know of: each is refused here, or absent.
 
-Numbers are that list's. Where Flower's functions run without a federation they are the control: the same test
-shows the weakness in them.
+Tests carry their numbers. Where Flower's functions run without a federation they are the control: the same
+test shows the weakness in them.
 """
 
 from typing import Any
