@@ -67,7 +67,7 @@ class PrivateRounds:
     Guarantees
     ----------
     - A client is drawn at most once in any b rounds of a stream, whoever else is there or drops out. A node
-      without a name that appears in the midst of a stream rests first: it may have been another id.
+      without a name that appears in the midst of a stream rests first: it may be one that was there before.
     - Every round that :meth:`draw` opens is charged by :meth:`charge`, or part of a block that is.
     - No row of noise is used twice, nor left out of a stream that goes on.
     """
