@@ -32,6 +32,7 @@ from fl_plugins.privacy import (
 
 from .noisy_mean import NoisyMean
 from .privacy_budget import PrivacyBudget
+from .roster import UNNAMED
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,7 @@ class Stream:
     open: bool = False
     latest: dict[str, int] = field(default_factory=dict)
     """Client → its latest round, counted from the stream's first as 0."""
+    seen: set[str] = field(default_factory=set)
 
 
 class PrivateRounds:
@@ -64,7 +66,8 @@ class PrivateRounds:
 
     Guarantees
     ----------
-    - A client is drawn at most once in any b rounds of a stream, whoever else is there or drops out.
+    - A client is drawn at most once in any b rounds of a stream, whoever else is there or drops out. A node
+      without a name that appears in the midst of a stream rests first: it may be one that was there before.
     - Every round that :meth:`draw` opens is charged by :meth:`charge`, or part of a block that is.
     - No row of noise is used twice, nor left out of a stream that goes on.
     """
@@ -127,6 +130,10 @@ class PrivateRounds:
                 "nodes stable names (partition-id, or a key of their own), or declare all that there may be."
             )
         now = number - stream.first
+        for client in clients.keys() - stream.seen if now else ():
+            if client.startswith(UNNAMED):  # it may be one that was drawn the round before and has come back
+                stream.latest.setdefault(client, now - 1)
+        stream.seen.update(clients)
         resting = {client for client, latest in stream.latest.items() if now - latest < self._block}
         rested = [name for client, name in clients.items() if client not in resting]
         drawn = sampling.draw(rested, source)

@@ -25,6 +25,9 @@ _PAUSE_S = 0.2
 _SAY_EVERY_S = 10.0
 _MAX_NAMED = 12
 
+UNNAMED = "node-"
+"""Before the node id, the name of a node that says none; another id is another name."""
+
 logger = logging.getLogger("flwr.fl_plugins")
 
 
@@ -118,7 +121,7 @@ class Roster:
 
     def _learn(self, grid: Grid, nodes: Sequence[int], timeout_s: float, *, connected: Sequence[int]) -> None:
         """Ask ``nodes`` who they are; a name that another node or a virtual client has gets the node id."""
-        fresh = {node: f"node-{node}" for node in nodes}
+        fresh = {node: f"{UNNAMED}{node}" for node in nodes}
         answered: set[int] = set()
         if self.roll_call and nodes:
             question = RecordDict({wire.CONFIG: ConfigRecord({wire.SCHEMA: wire.SCHEMA_VERSION})})

@@ -255,14 +255,32 @@ class Accountant:
 
 
 def costliest(releases: Iterable[Release]) -> list[Release]:
-    """Return the releases that no other one costs at least as much as, whatever δ is: most often one."""
-    kept: dict[Release, divergences.Vector] = {}
+    """Return the releases that no other one costs at least as much as, whatever δ is: most often one.
+
+    Only releases that are accounted alike are compared. A Rényi divergence may be a loose bound where the
+    loss distribution, or an exact form, costs less: above another's it does not yet mean more ε.
+    """
+    kept: dict[Release, tuple[object, divergences.Vector]] = {}
     for release in releases:
+        kind = _accounted_as(release)
         cost = np.append(divergences.rdp(release), divergences.truncation_probability(release))
-        if not any(np.all(other >= cost) for other in kept.values()):
-            kept = {each: other for each, other in kept.items() if not np.all(cost >= other)}
-            kept[release] = cost
+        if not any(alike == kind and np.all(other >= cost) for alike, other in kept.values()):
+            kept = {
+                each: (alike, other)
+                for each, (alike, other) in kept.items()
+                if alike != kind or not np.all(cost >= other)
+            }
+            kept[release] = (kind, cost)
     return list(kept)
+
+
+def _accounted_as(release: Release) -> object:
+    """Return what releases have in common whose ε grows with their Rényi divergence, by every method."""
+    if isinstance(release.mechanism, Gaussian) and not release.sampling.amplifies:
+        return Method.EXACT
+    if not divergences.has_pld(release):
+        return Method.RDP
+    return type(release.mechanism), release.sampling
 
 
 def check_delta(owner: str, delta: float) -> None:

@@ -37,6 +37,9 @@ COARSE, FINE = 1e-3, 1e-4
 """Discretisations of privacy losses. Where a round's loss is below ten of COARSE, ε comes out too large by
 percents (q = 0.001, z = 1, 1000 rounds: 0.155 for 0.149); elsewhere COARSE takes a tenth of the time."""
 
+_LARGEST_LOG = 600.0
+"""Of an integrand in float64, with room for a sum of many."""
+
 LEAST_NOISE = 0.05
 """Below this effective noise multiplier, losses reach into the hundreds: a grid for them takes gigabytes, and
 what it could say is that there is no privacy."""
@@ -231,6 +234,9 @@ def _poisson_rdp(rate: float, noise: float, order: float) -> float:
     log_density = -0.5 * (x / noise) ** 2 - math.log(noise * math.sqrt(2.0 * math.pi))
     exponent = (2.0 * x - 1.0) / (2.0 * noise**2)
     log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)  # of the densities
+    log_power = log_density + order * log_ratio
+    if (peak := float(np.max(log_power))) > _LARGEST_LOG:  # the other terms are lost beside this one
+        return (peak + math.log(step * math.fsum(np.exp(log_power - peak)))) / (order - 1.0)
     near = np.abs(exponent) < 1.0
     u = rate * np.expm1(np.where(near, exponent, 0.0))
     log_ratio = np.where(near, np.log1p(u), log_ratio)

@@ -13,7 +13,7 @@ line                  fields beside ``seq``, ``previous`` (the hash of the line 
 **Guarantees.** A reservation is on disk before :meth:`Ledger.reserve` returns, and counts as spent whatever
 happens then: a crash never makes ε smaller. A last line without its newline was being written by a process
 that was killed; which reservation it would have been is unknown, so the costliest counts once more: the
-largest count so far, of the release that costs most at every Rényi order (of each of several, if none does).
+largest count so far, of the release that costs most of those accounted alike (of each, if none does).
 Any other line that does not parse, is missing or was changed is refused. One process at a time may write.
 
 Whoever can write the file can also write a new chain from its beginning, or cut whole lines off its end: the

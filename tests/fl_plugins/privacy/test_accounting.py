@@ -42,6 +42,20 @@ def spent(one, rounds, delta=1e-5):
     return accountant.report(delta).by_method
 
 
+@pytest.mark.parametrize("z", [0.06, 0.2])
+def test_divergences_beyond_the_largest_float_are_still_the_integral(z):
+    q, alpha = 0.1, 9.9
+    with mpmath.workdps(20):
+
+        def density(x):
+            return mpmath.npdf(x, 0, z) * (1 - q + q * mpmath.exp((2 * x - 1) / (2 * z * z))) ** alpha
+
+        peak = [alpha + step * z for step in (-12, -4, 0, 4, 12)]  # all but e^-72 of it
+        oracle = float(mpmath.log(mpmath.quad(density, peak)) / (alpha - 1))
+    index = int(np.argmin(abs(d.ORDERS - alpha)))
+    assert d.rdp(release(z, untruncated(q)))[index] == pytest.approx(oracle, rel=1e-6)
+
+
 @pytest.mark.parametrize("z", [0.6, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("q", [0.001, 0.01, 0.1])
 @pytest.mark.parametrize("alpha", [2, 5, 17, 1.5, 3.7])

@@ -10,7 +10,16 @@ import time
 import pytest
 
 from fl_plugins.errors import ConfigError, DataError, FLPluginsError
-from fl_plugins.privacy import Budget, Everyone, Gaussian, Laplace, NeighborRelation, Release
+from fl_plugins.privacy import (
+    Accountant,
+    Budget,
+    Everyone,
+    FixedSize,
+    Gaussian,
+    Laplace,
+    NeighborRelation,
+    Release,
+)
 from fl_plugins.privacy.divergences import rdp
 from fl_plugins.privacy.ledger import Ledger
 
@@ -229,3 +238,22 @@ def test_a_ledger_cut_off_before_it_defines_a_release_is_refused_and_never_count
         assert cut_path.read_bytes() == whole[:cut]
         with pytest.raises(DataError):
             Ledger.read(cut_path)
+
+
+def test_a_torn_line_costs_no_less_than_any_release_of_the_ledger_however_each_is_accounted(tmp_path):
+    replace = NeighborRelation.of(unit="client", adjacency="replace")
+    # By Rényi divergence the sampled one costs more at every order, by loss distributions less.
+    sampled, plain = (
+        Release(mechanism=Gaussian(noise_multiplier=z), sampling=sampling, relation=replace)
+        for z, sampling in ((4.0, FixedSize(size=10, population=100)), (20.0, Everyone()))
+    )
+    path = tmp_path / "ledger"
+    with Ledger(path, population="p", relation=replace) as ledger:
+        ledger.begin("r", {})
+        ledger.reserve(sampled, run="r", number=1)
+        ledger.reserve(plain, run="r", number=2)
+        spent = Accountant(replace)
+        for release, times in ((sampled, 1), (plain, 2)):
+            spent.compose(release, times)
+    path.write_bytes(path.read_bytes() + b"{")
+    assert Ledger.read(path).report(1e-5).epsilon >= spent.report(1e-5).epsilon
