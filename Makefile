@@ -6,12 +6,13 @@ INSTALLED := $(VENV)/.installed
 DEMO_ATTACK := sign_flip(num_byzantine=2, scale=10.0)
 DEMO_STRATEGIES := fedavg; krum(num_byzantine=2); trimmed_mean(fraction=0.2)
 
-.PHONY: help install demo deploy-demo test lint format fast clean
+.PHONY: help install demo deploy-demo test test-long lint format fast clean
 
 help:
 	@echo "make demo     install, then FedAvg, Krum and trimmed mean with two hostile clients of ten"
 	@echo "make deploy-demo  install, then five real processes with TLS and keys, two of them killed"
-	@echo "make test     install, then every test"
+	@echo "make test     install, then every test but one"
+	@echo "make test-long  that one: eight SuperNodes, of which five are killed, each in another stage"
 	@echo "make fast     the tests that start no Flower processes"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make format   let ruff rewrite the code"
@@ -37,7 +38,10 @@ deploy-demo: install
 
 # Those that start Flower's processes wait for these most of the time: three at once, and one by one.
 test: fast
-	$(BIN)/python -m pytest -m e2e -n 3 --dist load --maxschedchunk 1
+	$(BIN)/python -m pytest -m "e2e and not long" -n 3 --dist load --maxschedchunk 1
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 fast: install
 	$(BIN)/python -m pytest -m "not e2e" -n 2 --dist worksteal

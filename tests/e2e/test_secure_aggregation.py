@@ -145,6 +145,7 @@ def check_noise(layout: Layout, name: str, events: list[Event]) -> None:
     assert ledger.count('"line":"reserved"') == ledger.count('"line":"committed"') == WARM_ROUNDS
 
 
+@pytest.mark.long
 def test_one_node_is_killed_in_each_stage_and_every_sum_is_that_of_the_others(layout: Layout) -> None:
     """The rounds before, in which nobody is killed, say how fast a stage is; their sums have noise."""
     drive.up(layout)
