@@ -91,21 +91,6 @@ class UpdateRows:
                         casting="unsafe",
                     )
 
-    def differences(
-        self, start: int, size: int, rows: NDArray[np.intp] | None = None
-    ) -> tuple[NDArray[Any], list[NDArray[Any]]] | None:
-        """Return the columns of the global array and the replies' if they are of one array, and not cast."""
-        first = 0
-        for base, replies in self._columns:
-            if first <= start and start + size <= first + base.size:
-                part = slice(start - first, start - first + size)
-                chosen = replies if rows is None else [replies[row] for row in rows]
-                if any(values.dtype != self._dtype for values in (base, *chosen)):
-                    return None
-                return base[part], [values[part] for values in chosen]
-            first += base.size
-        return None
-
 
 def combine_integers(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Return the element-wise lower median of integer or bool arrays: state that is never averaged.

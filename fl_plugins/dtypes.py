@@ -39,10 +39,6 @@ _BY_NAME = _FLOATS | _COUNTING
 _BY_CODE = {
     order + dtype.str[1:]: dtype for dtype in _BY_NAME.values() for order in "<>" if dtype.kind != "V"
 }
-_BY_DTYPE = {order: dtype for dtype in _BY_NAME.values() for order in (dtype, dtype.newbyteorder())}
-"""A dtype's name takes NumPy microseconds, which every array of every reply would cost several times."""
-
-_FLOAT_DTYPES = frozenset(order for order, dtype in _BY_DTYPE.items() if dtype.name in _FLOATS)
 
 
 def supported(dtype: Any, *, owner: str) -> DType:
@@ -60,10 +56,7 @@ def supported(dtype: Any, *, owner: str) -> DType:
     StructureError
         If it is not one of the float or counting dtypes.
     """
-    found: DType | None = _BY_DTYPE.get(dtype) if isinstance(dtype, np.dtype) else None
-    if found is None:
-        text = str(dtype)
-        found = _BY_NAME.get(text) or _BY_CODE.get(text)
+    found: DType | None = (_BY_NAME | _BY_CODE).get(str(dtype))
     if found is None:
         raise StructureError(
             f"{owner}: dtype {str(dtype)[:40]!r} is not supported; use one of {', '.join(_BY_NAME)}."
@@ -77,7 +70,8 @@ def is_float(dtype: Any) -> bool:
     >>> is_float("bfloat16"), is_float("int32"), is_float(np.longdouble)
     (True, False, False)
     """
-    return np.dtype(dtype) in _FLOAT_DTYPES
+    name: str = np.dtype(dtype).newbyteorder("=").name
+    return name in _FLOATS
 
 
 def compute_dtype(dtypes: Iterable[Any]) -> DType:

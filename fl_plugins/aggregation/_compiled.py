@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from ..compilation_cache import enable_compilation_cache
 from ..dtypes import DType
 
-Kernel = Callable[[NDArray[Any], Sequence[NDArray[Any]]], jax.Array]
-"""``(b, [a, ...]) -> (width,)`` of the rows a − b; it returns before its result is there."""
+WindowKernel = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
 
 Network = Sequence[tuple[int, int]]
 
@@ -29,18 +28,21 @@ _CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 
 @lru_cache(maxsize=64)
-def window_kernel(n: int, width: int, dtype: DType, kept: int, network: Network, *, moving: bool) -> Kernel:
-    """Return the compiled ``order_statistics`` kernel for n differences of ``width`` columns.
+def window_kernel(
+    n: int, width: int, dtype: DType, kept: int, network: Network, *, moving: bool
+) -> WindowKernel:
+    """Return the compiled ``order_statistics`` kernel for n vectors of ``width`` columns.
 
     It gives, per column, the mean of ``kept`` values that are neighbours in sorted order: the middle ones or,
     if ``moving``, those nearest the median. The mean is that of their float64 sum, and within them; it is NaN
     where any of the column's values is not finite.
 
-    One output only: XLA on a CPU makes a loop for each, and each loop would run the whole network again.
+    One output only: XLA on a CPU makes a loop for each, and each loop would run the whole network again. The
+    rows come one by one: vectors at multiples of 64 bytes are then read where they lie.
     """
 
-    def kernel(base: jax.Array, *rows: jax.Array) -> jax.Array:
-        wires = [row - base for row in rows]
+    def kernel(*rows: jax.Array) -> jax.Array:
+        wires = list(rows)
         finite = jnp.isfinite(wires[0])
         for wire in wires[1:]:
             finite &= jnp.isfinite(wire)
@@ -55,39 +57,15 @@ def window_kernel(n: int, width: int, dtype: DType, kept: int, network: Network,
         mean = lax.clamp(lowest, (total / kept).astype(dtype), highest)
         return jnp.where(finite, mean, jnp.nan)
 
-    with jax.enable_x64(True):
-        vector = jnp.zeros(width, dtype)
-    compiled = _compile(kernel, *[vector] * (n + 1))
+    enable_compilation_cache()
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    with jax.enable_x64(True):  # sums are in float64, whatever JAX's default is
+        like = [jnp.zeros(width, dtype)] * n
+        compiled = jax.jit(kernel, compiler_options=options).lower(*like).compile()
 
-    def run(base: NDArray[Any], rows: Sequence[NDArray[Any]]) -> jax.Array:
+    def run(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
         with jax.enable_x64(True):
-            found: jax.Array = compiled(base, *rows)
-        return found
-
-    return run
-
-
-@lru_cache(maxsize=64)
-def combination_kernel(m: int, width: int) -> Callable[..., jax.Array]:
-    """Return the compiled ``(b, [a, ...], shares) -> Σ shareᵢ·(aᵢ − b)`` of m float32 differences.
-
-    ``shares`` is ``(m,)`` float64, and so is the sum before it is rounded.
-    """
-
-    def kernel(shares: jax.Array, base: jax.Array, *rows: jax.Array) -> jax.Array:
-        total = jnp.zeros(width, np.float64)
-        for i, row in enumerate(rows):
-            total += shares[i] * (row - base).astype(np.float64)
-        return total.astype(np.float32)
-
-    with jax.enable_x64(True):
-        shares = jnp.zeros(m, np.float64)
-    compiled = _compile(kernel, shares, *[jnp.zeros(width, np.float32)] * (m + 1))
-
-    def run(base: NDArray[Any], rows: Sequence[NDArray[Any]], shares: NDArray[np.float64]) -> jax.Array:
-        with jax.enable_x64(True):
-            found: jax.Array = compiled(shares, base, *rows)
-        return found
+            return np.asarray(compiled(*rows))
 
     return run
 
@@ -113,10 +91,12 @@ def two_sum_kernel(num_terms: int, width: int, dtype: DType) -> Callable[..., tu
             high = total
         return high, low
 
+    enable_compilation_cache()
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
     with jax.enable_x64(True):
         vector, factors = jnp.zeros(width, np.float64), jnp.zeros(num_terms, np.float64)
         rows = jnp.zeros((num_terms, width), dtype)
-    compiled = _compile(kernel, vector, vector, factors, rows)
+        compiled = jax.jit(kernel, compiler_options=options).lower(vector, vector, factors, rows).compile()
 
     def run(*arguments: Any) -> tuple[Any, Any]:
         with jax.enable_x64(True):
@@ -124,15 +104,6 @@ def two_sum_kernel(num_terms: int, width: int, dtype: DType) -> Callable[..., tu
             return new_high, new_low
 
     return run
-
-
-def _compile(kernel: Callable[..., Any], *like: jax.Array) -> Callable[..., Any]:
-    """Return ``kernel`` compiled for arguments like these, from the persistent cache if it is there."""
-    enable_compilation_cache()
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
-    with jax.enable_x64(True):  # sums are in float64, whatever JAX's default is
-        compiled: Callable[..., Any] = jax.jit(kernel, compiler_options=options).lower(*like).compile()
-    return compiled
 
 
 def _middle(wires: Sequence[jax.Array], kept: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from ..errors import ReplyError
 from .gram import inner_products
-from .pipeline import is_worth_compiling, kernel_width, through_kernel
 from .rows import (
     Rows,
     SelectedRows,
@@ -26,9 +25,6 @@ from .rows import (
 
 _ELEMENTS = 1 << 20
 """Values that are read at once."""
-
-_ROWS_PER_PROGRAM = 4
-"""A compiled combination is of a multiple of so many rows."""
 
 _FAR = 1e6
 """A centre whose squared distance to the others is so many times the medoid's costs them digits."""
@@ -58,13 +54,9 @@ def combine(
         Whether the coefficients are >= 0 with sum 1: then no value leaves the range of the rows that count,
         not even by rounding.
     """
+    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     counted = np.flatnonzero(coefficients)
     shares = coefficients[counted]
-    chosen = order[counted]
-    selected = SelectedRows(rows, chosen)
-    if rows.dtype == np.float32 and is_worth_compiling(selected):
-        return _combine_compiled(selected, shares, rule=rule, order=chosen)
-    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     # A float64 sum of float32 values leaves their range by less than rounding to float32 removes.
     clipped = convex and rows.dtype == np.float64
 
@@ -77,27 +69,10 @@ def combine(
         if not np.isfinite(value[columns]).all():
             require_finite(columns, block, rule=rule, order=chosen)
 
+    chosen = order[counted]
+    selected = SelectedRows(rows, chosen)
     map_blocks(selected, work, width=block_width(*selected.shape, elements=_ELEMENTS))
     return value
-
-
-def _combine_compiled(
-    rows: Rows, shares: NDArray[np.float64], *, rule: str, order: NDArray[np.intp]
-) -> NDArray[Any]:
-    """Return Σ shareᵢ·rowᵢ of ``(n, d)`` float32 rows, each read from memory once."""
-    from ._compiled import combination_kernel
-
-    n, d = rows.shape
-    width = kernel_width(n, d)
-    # Few programs for any number of rows: those missing are b − b with share 0.
-    missing = -n % _ROWS_PER_PROGRAM
-    kernel = combination_kernel(n + missing, width)
-    padded = np.append(shares, np.zeros(missing))
-
-    def run(base: NDArray[Any], vectors: list[NDArray[Any]]) -> Any:
-        return kernel(base, vectors + [base] * missing, padded)
-
-    return through_kernel(rows, run, width=width, rule=rule, order=order)
 
 
 def to_arrival(order: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:

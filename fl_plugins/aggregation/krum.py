@@ -19,7 +19,6 @@ from ..registry import Kind, register
 from .combinations import combine
 from .core import ROBUST, Aggregate, check_count, validate_unweighted
 from .distances import pairwise_squared_distances
-from .pipeline import read_in_threads
 from .rows import Rows, canonical_order
 
 _PAPER = (
@@ -177,5 +176,5 @@ def _mean_of(rows: Rows, selected: NDArray[np.intp], *, rule: str) -> Aggregate:
     if len(selected) > 1:
         return Aggregate(combine(rows, selected, shares[selected], rule=rule), shares)
     value: NDArray[Any] = np.empty((1, rows.shape[1]), rows.dtype)
-    read_in_threads(rows, 0, value, selected)
+    rows.read_into(0, value, selected)
     return Aggregate(value[0], shares)

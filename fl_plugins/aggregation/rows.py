@@ -26,12 +26,6 @@ _LEAST_MEMORY = 1 << 22
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
-_HEAD_COLUMNS = 16
-"""So many columns usually tell all rows apart."""
-
-_SPREAD_PIECES = 16
-"""In so many pieces columns are read from all over, evenly spread."""
-
 T = TypeVar("T")
 
 
@@ -53,22 +47,6 @@ class Rows(Protocol):
         """Fill ``out``, ``(n, b)`` of the dtype, with columns ``start:start + b`` of all or some rows.
 
         Several threads may read at once.
-        """
-        ...
-
-
-Difference = tuple[NDArray[Any], list[NDArray[Any]]]
-"""A vector and those that it is subtracted from."""
-
-
-@runtime_checkable
-class DifferenceRows(Rows, Protocol):
-    """Rows that are differences of vectors in memory."""
-
-    def differences(self, start: int, size: int, rows: NDArray[np.intp] | None = None) -> Difference | None:
-        """Return ``(b, [a, ...])``, ``(size,)`` of the dtype, where each row's columns are ``a − b``.
-
-        Views, of all or some rows; ``None`` where these columns do not lie in memory so.
         """
         ...
 
@@ -144,12 +122,6 @@ class SelectedRows:
         """Read columns of all or some of the selected rows."""
         self._rows.read_into(start, out, self._selected if rows is None else self._selected[rows])
 
-    def differences(self, start: int, size: int, rows: NDArray[np.intp] | None = None) -> Difference | None:
-        """Return what the rows' own method gives, if they have it."""
-        if not isinstance(self._rows, DifferenceRows):
-            return None
-        return self._rows.differences(start, size, self._selected if rows is None else self._selected[rows])
-
 
 def blocks(rows: Rows, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield ``(columns, (n, b) array)``, left to right, ``b <= max_columns``.
@@ -174,18 +146,6 @@ def block_width(n: int, d: int, *, elements: int) -> int:
     return 1 << max(wanted.bit_length() - 1, 8)
 
 
-def apart(width: int) -> int:
-    """Return the next length for the rows of a block so that equal columns of them can be in cache together.
-
-    A cache keeps no more than a few lines whose addresses differ by multiples of a large power of two. A row
-    then still begins at a multiple of 64 bytes.
-
-    >>> apart(4096), apart(4112)
-    (4112, 4112)
-    """
-    return (width + 15) // 32 * 32 + 16
-
-
 def most_threads(n: int, d: int, *, width: int) -> int:
     """Return how many blocks of ``width`` columns there may be at once: 10 % of a large input.
 
@@ -197,35 +157,21 @@ def most_threads(n: int, d: int, *, width: int) -> int:
     return max(max(n * d // 10, _LEAST_MEMORY) // (n * width), 1)
 
 
-def spread_columns(rows: Rows, size: int) -> NDArray[Any]:
-    """Return all columns, or where there are many, ``size`` of them from all over."""
-    n, d = rows.shape
-    size = min(d, size)
-    values: NDArray[Any] = np.empty((n, size), rows.dtype)
-    pieces = 1 if size == d else _SPREAD_PIECES
-    width = size // pieces
-    for piece in range(pieces):
-        start = piece * (d - width) // max(pieces - 1, 1)
-        rows.read_into(start, values[:, piece * width : (piece + 1) * width])
-    return values
-
-
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
     """Return ``work(columns, block)`` for every block of ``width`` columns (the last may be narrower).
 
     One thread per core reads and works; ``work`` must be thread-safe and may overwrite its block, but not
     keep it: a thread's blocks share one buffer. Results are ordered by column, and so is the first error
-    raised. A block is contiguous if ``width`` is :func:`apart` already.
+    raised.
     """
     n, d = rows.shape
     buffers = local()
 
     def one(start: int) -> T:
-        if not hasattr(buffers, "whole"):
-            row = apart(min(width, d))
-            buffers.whole = aligned(n * row, rows.dtype).reshape(n, row)
+        if not hasattr(buffers, "flat"):
+            buffers.flat = aligned(n * min(width, d), rows.dtype)
         size = min(width, d - start)
-        block: NDArray[Any] = buffers.whole[:, :size]
+        block = buffers.flat[: n * size].reshape(n, size)
         rows.read_into(start, block)
         return work(slice(start, start + size), block)
 
@@ -292,9 +238,7 @@ def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
     return rows
 
 
-def finite_blocks(
-    rows: Rows, *, rule: str, max_columns: int = BLOCK_COLUMNS
-) -> Iterator[tuple[slice, NDArray[Any]]]:
+def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the blocks of ``rows``, each checked while it is in cache.
 
     Raises
@@ -302,7 +246,7 @@ def finite_blocks(
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    for columns, block in blocks(rows, max_columns):
+    for columns, block in blocks(rows, BLOCK_COLUMNS):
         require_finite(columns, block, rule=rule)
         yield columns, block
 
@@ -366,10 +310,7 @@ def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
     array([2, 1, 0])
     """
     rows = as_rows(updates, rule="canonical_order")
-    _, head = next(finite_blocks(rows, rule="canonical_order", max_columns=_HEAD_COLUMNS))
-    groups = _split(np.arange(rows.shape[0]), head)
-    if len(groups) == rows.shape[0]:
-        return np.concatenate(groups)
+    groups = [np.arange(rows.shape[0])]
     for _, block in finite_blocks(rows, rule="canonical_order"):
         groups = [part for group in groups for part in _split(group, block)]
         if len(groups) == rows.shape[0]:

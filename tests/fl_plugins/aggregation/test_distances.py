@@ -37,7 +37,7 @@ def gram_float32(rows: np.ndarray) -> np.ndarray:
     return norms[:, None] + norms - 2 * gram
 
 
-# The guarantee is 1e-5, for values that are made for it; on any others float32 products stay below 1e-6.
+# The guarantee is 1e-6: a pair that keeps at least 1e-8 of its norms loses at most 8 of float64's 16 digits.
 RTOL = 1e-6
 
 
@@ -122,27 +122,3 @@ def test_a_non_finite_row_is_named():
     rows[2, -1] = np.inf
     with pytest.raises(ReplyError, match=rf"row 2 of 3 is inf at column {BLOCK_COLUMNS + 1}"):
         pairwise_squared_distances(rows)
-
-
-def test_values_that_all_round_alike_stay_below_the_guarantee():
-    """A piece's sum is dominated by one square; each of the others is below half of its last digit."""
-    rows = np.full((6, 4_096), 2.0**-12.6, np.float32)
-    rows[:, 0] = [1.0, -1.0, 0.5, -0.5, 2.0, -2.0]
-    rows[1::2, 1:] *= -1
-    assert_distances(rows, 1e-5)
-    lost = np.add.accumulate(rows[0] ** 2)[-1] / math.fsum(rows[0].astype(float) ** 2)
-    assert lost < 1 - 5e-5  # one sum after the other would break it
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e-18, 1e-8, 1e18])
-def test_squares_beyond_float32_cost_no_digits(scale):
-    rng = np.random.default_rng(6)
-    assert_distances((scale * rng.normal(size=(5, 2_000))).astype(np.float32), RTOL)
-
-
-def test_copies_among_many_rows_are_0_apart_and_the_others_as_exact():
-    rng = np.random.default_rng(7)
-    rows = rng.normal(size=(30, 700)).astype(np.float32)
-    rows[4:12] = rows[3]
-    found = assert_distances(rows, RTOL)
-    assert (found[3:12, 3:12] == 0).all()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_plugins.aggregation import pipeline
+from fl_plugins.aggregation import order_statistics
 from fl_plugins.aggregation.order_statistics import COUNTED_COLUMNS, around_median, select_ranks, trimmed
 from fl_plugins.aggregation.rows import BLOCK_COLUMNS, DenseRows
 from fl_plugins.errors import ReplyError
@@ -83,8 +83,8 @@ def means_near_the_median(rows: np.ndarray, kept: int) -> np.ndarray:
 @pytest.mark.parametrize(("n", "f"), [(2, 0), (3, 1), (8, 2), (11, 3)])
 def test_compiled_kernels_are_the_oracles_to_the_last_column_of_a_narrower_block(monkeypatch, n, f, dtype):
     """Below COMPILED_MIN_ELEMENTS NumPy computes, so no other test comes here."""
-    monkeypatch.setattr(pipeline, "COMPILED_MIN_ELEMENTS", 0)
-    monkeypatch.setattr(pipeline, "_ELEMENTS", 300 * n)
+    monkeypatch.setattr(order_statistics, "COMPILED_MIN_ELEMENTS", 0)
+    monkeypatch.setattr(order_statistics, "_COMPILED_ELEMENTS", 300 * n)
     rng = np.random.default_rng(n)
     # Quarters: medians and differences are exact, so ties are the same ties for the oracle.
     rows = (rng.integers(-400, 400, (n, 1_021)) / 4).astype(dtype)
@@ -107,7 +107,7 @@ def test_compiled_kernels_are_the_oracles_to_the_last_column_of_a_narrower_block
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_compiled_kernel_refuses_a_row_that_is_not_finite_even_where_it_is_trimmed(monkeypatch, bad):
-    monkeypatch.setattr(pipeline, "COMPILED_MIN_ELEMENTS", 0)
+    monkeypatch.setattr(order_statistics, "COMPILED_MIN_ELEMENTS", 0)
     rows = np.random.default_rng(0).normal(size=(5, 600)).astype(np.float32)
     rows[3, -1] = bad
     with pytest.raises(ReplyError, match=r"test: row 3 of 5 is .* at column 599"):
@@ -116,7 +116,7 @@ def test_a_compiled_kernel_refuses_a_row_that_is_not_finite_even_where_it_is_tri
 
 @pytest.mark.parametrize("least", [0, 10**9], ids=["compiled", "numpy"])
 def test_zeros_have_no_sign_whatever_arrives_first(monkeypatch, least):
-    monkeypatch.setattr(pipeline, "COMPILED_MIN_ELEMENTS", least)
+    monkeypatch.setattr(order_statistics, "COMPILED_MIN_ELEMENTS", least)
     rows = np.array(list(itertools.product([0.0, -0.0], repeat=3))).T
     assert not np.signbit(trimmed(DenseRows(rows), num_trimmed=1, rule="test").value).any()
 
@@ -131,7 +131,7 @@ def test_contribution_of_many_columns_is_counted_all_over_them():
 
 @pytest.mark.parametrize("least", [0, 10**9], ids=["compiled", "numpy"])
 def test_equal_rows_are_their_own_mean_although_their_sum_is_rounded(monkeypatch, least):
-    monkeypatch.setattr(pipeline, "COMPILED_MIN_ELEMENTS", least)
+    monkeypatch.setattr(order_statistics, "COMPILED_MIN_ELEMENTS", least)
     rows = np.tile(np.random.default_rng(0).normal(size=600), (7, 1))
     assert (sum(rows) / 7 != rows[0]).any()
     assert (sum(rows) * (1 / 7) != rows[0]).any()
