@@ -25,7 +25,6 @@ from .helper_nodes import HelperRoster
 from .opening_exchange import OpeningExchange
 from .secure_aggregation import SecureAggregation
 from .secure_exchange import ExchangeOptions
-from .secure_stack import check_inner
 from .session import Phase
 
 
@@ -71,6 +70,7 @@ class AdditiveAggregation(SecureAggregation):
         If the inner strategy must see every update, or does more than choose a rule.
     """
 
+    layer = LAYER
     secure: AdditiveSettings
 
     def __init__(
@@ -88,7 +88,6 @@ class AdditiveAggregation(SecureAggregation):
         stage_timeout_s: float = 120.0,
         roster: str | None = None,
     ) -> None:
-        check_inner(inner, owner=LAYER)
         super().__init__(
             inner,
             tier=tier,

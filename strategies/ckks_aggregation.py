@@ -17,7 +17,6 @@ from .base import FederatedStrategy
 from .opening_exchange import OpeningExchange
 from .secure_aggregation import SecureAggregation
 from .secure_exchange import ExchangeOptions
-from .secure_stack import check_inner
 
 
 @register(
@@ -57,6 +56,7 @@ class CkksAggregation(SecureAggregation):
         If TenSEAL is not installed.
     """
 
+    layer = LAYER
     secure: CkksSettings
 
     def __init__(
@@ -73,7 +73,6 @@ class CkksAggregation(SecureAggregation):
         stage_timeout_s: float = 120.0,
     ) -> None:
         tenseal()
-        check_inner(inner, owner=LAYER)
         super().__init__(
             inner,
             num_bits=num_bits,

@@ -110,6 +110,7 @@ class DistributedDp(SecureAggregation):
         If something is missing, or no model makes the noise large enough for the ring.
     """
 
+    layer = DISTRIBUTED
     secure: DistributedSettings
 
     def __init__(

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -101,6 +101,8 @@ class SecureAggregation(FederatedStrategy):
         If the inner strategy must see every update, or does more than choose a rule.
     """
 
+    layer: ClassVar[str] = LAYER
+
     def __init__(
         self,
         inner: Annotated[FederatedStrategy, PluginKind(Kind.STRATEGY)],
@@ -117,7 +119,7 @@ class SecureAggregation(FederatedStrategy):
         stage_timeout_s: float = 120.0,
         roster: str | None = None,
     ) -> None:
-        check_inner(inner)
+        check_inner(inner, owner=self.layer)
         super().__init__(inner.aggregator, weighting=inner.weighting, **inner.options())
         self.inner_name = inner.describe()
         self.secure = SecureSettings(

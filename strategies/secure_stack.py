@@ -15,7 +15,7 @@ NO_COHORT_NODES = (
 )
 
 
-def check_inner(inner: object, *, owner: str = LAYER) -> None:
+def check_inner(inner: object, *, owner: str) -> None:
     """Refuse a strategy that could not do with the sum, or would lose something of its own."""
     strategy = check_wrappable(owner, inner)
     rule: Any = strategy.aggregator

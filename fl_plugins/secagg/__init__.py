@@ -7,6 +7,7 @@ With helper nodes: :func:`mask_for_helpers`, :class:`HelperSession` and :class:`
 
 from .additive import HelperSession, mask_for_helpers
 from .additive_server import AdditiveServerSession
+from .answers import SecureSum
 from .client import ClientSession, Reply
 from .fixed_point import DecodedSum, Encoded, FixedPoint
 from .graph import Topology
@@ -14,7 +15,7 @@ from .keys import Identity, public_identity_from_pem
 from .messages import Stage
 from .parameters import Progress, RoundParameters, Tier
 from .policy import ClientPolicy
-from .server import SecureSum, ServerSession
+from .server import ServerSession
 
 __all__ = [
     "AdditiveServerSession",

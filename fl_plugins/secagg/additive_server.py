@@ -18,11 +18,10 @@ from ..errors import (
     StageError,
 )
 from .additive_messages import Attempt, ClientMessage, KeyAdvert, UnmaskRequest, check_tier
-from .answers import AskedNodes
+from .answers import AskedNodes, SecureSum
 from .messages import Stage, check_identities
 from .parameters import RoundParameters, Tier
 from .prg import RING_DTYPES
-from .server import SecureSum
 
 
 class AdditiveServerSession(AskedNodes):

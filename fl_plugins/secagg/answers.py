@@ -1,6 +1,7 @@
 """What a server's session does with answers, whatever the protocol: who was asked, answered, refused."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -8,7 +9,29 @@ from numpy.typing import NDArray
 from ..errors import RoundAbortedError, SecureAggregationError, StageError
 from .messages import Stage
 from .parameters import RoundParameters
-from .server import SecureSum
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureSum:
+    """The sum modulo 2^b of the survivors' vectors.
+
+    Parameters
+    ----------
+    vector : NDArray
+        ``(length,)`` ring words.
+    survivors : tuple[int, ...]
+        Whose vectors are in it (U3).
+    dropped : tuple[int, ...]
+        Who shared secrets, but sent no masked vector: their masks were reconstructed.
+    wrong_shares : tuple[int, ...]
+        Holders who sent wrong shares, which were found and left out. Certain if at most half the surplus over
+        t lie; of more, some who plan together can make others look wrong.
+    """
+
+    vector: NDArray[Any] = field(repr=False)
+    survivors: tuple[int, ...]
+    dropped: tuple[int, ...]
+    wrong_shares: tuple[int, ...]
 
 
 class AskedNodes:
@@ -68,7 +91,8 @@ class AskedNodes:
         Raises
         ------
         RoundAbortedError
-            If they are not enough; the session is closed.
+            If they are not enough, or do not fit together; ``suspects`` names who is at fault as far as that
+            can be told. The session is closed.
         """
         if self.stage is Stage.CLOSED:
             raise StageError("secagg: the session is closed.")
@@ -84,13 +108,17 @@ class AskedNodes:
 
     def _need_clients(self) -> tuple[int, ...]:
         """Return who sent a vector, or abort."""
+        return self._answered(self.parameters.min_clients, "sent a masked vector")
+
+    def _answered(self, least: int, what: str, *, suspects: Iterable[int] = ()) -> tuple[int, ...]:
+        """Return who answered, in ascending order, or abort: too few did ``what``."""
         answered = tuple(sorted(self._answers))
-        if len(answered) < self.parameters.min_clients:
+        if len(answered) < least:
             reasons = "; ".join(f"{node}: {why}" for node, why in sorted(self.refusals.items())[:5])
             raise RoundAbortedError(
-                f"secagg: {len(answered)} of {len(self._asked)} nodes sent a masked vector, but "
-                f"{self.parameters.min_clients} are needed. Refusals: {reasons or 'none'}. Begin again with "
-                "fresh keys, ask more nodes or wait longer."
+                f"secagg: {len(answered)} of {len(self._asked)} nodes {what}, but {least} are needed. "
+                f"Refusals: {reasons or 'none'}. Begin again with fresh keys, ask more nodes or wait longer.",
+                suspects=suspects,
             )
         return answered
 

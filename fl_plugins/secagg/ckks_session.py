@@ -13,7 +13,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from ..errors import EncodingError, MessageFormatError, RoundAbortedError, StageError, SurvivorError
-from .answers import AskedNodes
+from .answers import AskedNodes, SecureSum
 from .ckks import EncryptedSum, SumKey
 from .client import Reply
 from .codec import Reader, Writer
@@ -22,7 +22,6 @@ from .messages import Stage
 from .parameters import RoundParameters
 from .policy import ClientPolicy
 from .prg import RING_DTYPES
-from .server import SecureSum
 
 _MAX_ASKED = 3
 """Clients that are asked to decrypt, one after the other, until one does."""

@@ -16,7 +16,6 @@ is kept as it grows: memory is O(d), plus the packets of one stage.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,10 @@ from ..errors import (
     AdvertError,
     MessageFormatError,
     RoundAbortedError,
-    SecureAggregationError,
     SignatureError,
     StageError,
 )
+from .answers import AskedNodes, SecureSum
 from .codec import Writer
 from .graph import Topology, count_of, neighbors, stays_connected
 from .keys import point_of, signature_holds
@@ -50,30 +49,7 @@ from .shares import PACKET_BYTES
 from .unmasking import Opened, open_secrets, take_masks_off
 
 
-@dataclass(frozen=True, kw_only=True)
-class SecureSum:
-    """The sum modulo 2^b of the survivors' vectors.
-
-    Parameters
-    ----------
-    vector : NDArray
-        ``(length,)`` ring words.
-    survivors : tuple[int, ...]
-        Whose vectors are in it (U3).
-    dropped : tuple[int, ...]
-        Who shared secrets, but sent no masked vector: their masks were reconstructed.
-    wrong_shares : tuple[int, ...]
-        Holders who sent wrong shares, which were found and left out. Certain if at most half the surplus over
-        t lie; of more, some who plan together can make others look wrong.
-    """
-
-    vector: NDArray[Any] = field(repr=False)
-    survivors: tuple[int, ...]
-    dropped: tuple[int, ...]
-    wrong_shares: tuple[int, ...]
-
-
-class ServerSession:
+class ServerSession(AskedNodes):
     """One attempt at one round, from the adverts to the sum.
 
     Parameters
@@ -103,12 +79,8 @@ class ServerSession:
             raise AdvertError(
                 f"secagg: {len(asked)} nodes, but the ring is sized for cohort={parameters.cohort}."
             )
-        self.parameters, self.stage = parameters, Stage.ADVERTISE
-        self.refusals: dict[int, str] = {}
-        self._suspects: set[int] = set()
+        super().__init__(parameters, Stage.ADVERTISE, asked)
         self._roster = roster
-        self._asked: tuple[int, ...] = asked
-        self._answers: dict[int, Any] = {}
         self._adverts: dict[int, Advert] = {}
         self._keys_in_use: set[int] = set()
         self._graph: dict[int, tuple[int, ...]] = {}
@@ -120,18 +92,10 @@ class ServerSession:
         self._survivors: tuple[int, ...] = ()
         self._signatures: dict[int, bytes] = {}
         self._sum: NDArray[Any] | None = None
-        self._result: SecureSum | None = None
 
     def __repr__(self) -> str:
         p = self.parameters
         return f"ServerSession(round={p.round}, attempt={p.attempt}, stage={self.stage})"
-
-    @property
-    def result(self) -> SecureSum:
-        """The sum, once the stage is ``CLOSED``."""
-        if self._result is None:
-            raise StageError(f"secagg: there is no sum at stage {self.stage}; go on until it is closed.")
-        return self._result
 
     def requests(self) -> Mapping[int, bytes]:
         """Return what to send to whom in this stage."""
@@ -155,32 +119,7 @@ class ServerSession:
         packets = [(peer, self._packets[peer][node]) for peer in self._graph[node] if peer in self._packets]
         return MaskRequest(nodes=self._shared, packets=packets).to_bytes()
 
-    def receive(self, node: int, body: bytes, vector: NDArray[Any] | None = None) -> None:
-        """Take one client's answer to the present stage.
-
-        Raises
-        ------
-        SecureAggregationError
-            If it is malformed, a second one, or of a node that was not asked; the node counts as dropped
-            unless a good answer of it is already there.
-        """
-        try:
-            self._receive(node, body, vector)
-        except SecureAggregationError as error:
-            self.refuse(node, str(error))
-            raise
-
-    def refuse(self, node: int, reason: str, *, suspects: Iterable[int] = ()) -> None:
-        """Note that a node did not answer, and whom it blames; it counts as dropped without this call too."""
-        if node not in self._answers:
-            self.refusals[node] = reason
-        self._suspects.update(suspects)
-
-    def _receive(self, node: int, body: bytes, vector: NDArray[Any] | None) -> None:
-        if node not in self._asked or node in self._answers or self.stage is Stage.CLOSED:
-            raise StageError(
-                f"secagg: node {node} was not asked for stage {self.stage}, or answers it twice."
-            )
+    def _take(self, node: int, body: bytes, vector: NDArray[Any] | None) -> Any:
         if (vector is not None) is not (self.stage is Stage.MASK):
             raise MessageFormatError(f"secagg: node {node} sent a vector too many or too few.")
         take = {
@@ -189,10 +128,7 @@ class ServerSession:
             Stage.CONFIRM: self._take_confirmation,
             Stage.UNMASK: self._take_shares,
         }
-        if vector is not None:
-            self._answers[node] = self._take_masked(node, body, vector)
-        else:
-            self._answers[node] = take[self.stage](node, body)
+        return take[self.stage](node, body) if vector is None else self._take_masked(node, body, vector)
 
     def _take_advert(self, node: int, body: bytes) -> Advert:
         advert = Advert.from_bytes(body)
@@ -244,15 +180,7 @@ class ServerSession:
             raise MessageFormatError(f"secagg: node {node}'s shares are not those that were asked for.")
         return reply
 
-    def advance(self) -> None:
-        """End the stage with the answers that are there.
-
-        Raises
-        ------
-        RoundAbortedError
-            If they are too few, or the secrets cannot be reconstructed; ``suspects`` names who is at fault as
-            far as that can be told. The session is closed.
-        """
+    def _finish(self) -> Stage:
         finish = {
             Stage.ADVERTISE: self._fix_adverts,
             Stage.SHARE: self._fix_packets,
@@ -260,29 +188,14 @@ class ServerSession:
             Stage.CONFIRM: self._fix_signatures,
             Stage.UNMASK: self._fix_sum,
         }
-        if self.stage is Stage.CLOSED:
-            raise StageError("secagg: the session is closed.")
-        try:
-            self.stage = finish[self.stage]()
-        except RoundAbortedError:
-            self.stage = Stage.CLOSED
-            self._sum = None
-            raise
-        finally:
-            self._answers = {}
+        return finish[self.stage]()
+
+    def _drop(self) -> None:
+        self._sum = None
 
     def _need(self, least: int, what: str) -> tuple[int, ...]:
-        """Return who answered, in ascending order, or abort."""
-        answered = tuple(sorted(self._answers))
-        if len(answered) < least:
-            reasons = "; ".join(f"{node}: {why}" for node, why in sorted(self.refusals.items())[:5])
-            raise RoundAbortedError(
-                f"secagg: {len(answered)} of {len(self._asked)} nodes {what} (stage {self.stage}), "
-                f"but {least} are needed. Refusals: {reasons or 'none'}. Begin again with fresh keys, "
-                "ask more nodes or wait longer.",
-                suspects=self._suspects,
-            )
-        return answered
+        """Return who answered, in ascending order, or abort and name those at fault."""
+        return self._answered(least, f"{what} (stage {self.stage})", suspects=self._suspects)
 
     @property
     def _least(self) -> int:
@@ -341,7 +254,6 @@ class ServerSession:
             dropped=tuple(sorted(opened.keys)),
             wrong_shares=opened.wrong_shares,
         )
-        self._sum = None
         return Stage.CLOSED
 
     def _open(self) -> Opened:
