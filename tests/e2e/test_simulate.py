@@ -71,7 +71,8 @@ def main(grid, context):
     emit("run_started", strategy=config["strategy"], num_rounds=config["num-rounds"], seed=0,
          resumed_from=done if config["resume"] else None, text=config["text"])
     for number in range(done + 1, config["num-rounds"] + 1):
-        nodes = list(grid.get_node_ids())
+        while len(nodes := list(grid.get_node_ids())) < 2:  # they connect after the ServerApp has begun
+            time.sleep(0.05)
         emit("round_started", round=number, attempt=1, sampled=nodes, available=len(nodes))
         messages = [Message(RecordDict({"c": ConfigRecord({})}), node, "train") for node in nodes]
         for reply in grid.send_and_receive(messages):
