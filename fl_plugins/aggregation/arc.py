@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigError
 from ..registry import Kind, register
 from .combinations import clip_factors, row_norms, to_arrival
 from .core import check_count, check_majority, validate_unweighted
@@ -24,8 +25,8 @@ class Arc:
 
     Parameters
     ----------
-    num_byzantine : int
-        f >= 0; needs ``n > 2f``. With 0 nothing is clipped.
+    num_byzantine : int, optional
+        f >= 0; needs ``n > 2f``. With 0 nothing is clipped. In a chain it may be left out: it is the rule's.
 
     Guarantees
     ----------
@@ -35,19 +36,28 @@ class Arc:
     Raises
     ------
     ConfigError, ConfigTypeError
-        If ``num_byzantine`` is negative or no ``int``.
+        If ``num_byzantine`` is negative or no ``int``; at the first use, if nobody has given it.
     """
 
-    num_byzantine: int
+    num_byzantine: int | None = None
 
     name: ClassVar[str] = "arc"
 
     def __post_init__(self) -> None:
-        check_count(self.num_byzantine, rule=self.name, name="num_byzantine")
+        if self.num_byzantine is not None:
+            check_count(self.num_byzantine, rule=self.name, name="num_byzantine")
+
+    @property
+    def _f(self) -> int:
+        if self.num_byzantine is None:
+            raise ConfigError(
+                "arc: num_byzantine is not given; give it, or put arc() into a chain whose rule has one."
+            )
+        return self.num_byzantine
 
     def check(self, n: int) -> None:
         """Raise ``PreconditionError`` unless ``n > 2f``."""
-        check_majority(n, self.num_byzantine, rule=self.name)
+        check_majority(n, self._f, rule=self.name)
 
     def num_outputs(self, n: int) -> int:
         """Return ``n``."""
@@ -59,7 +69,7 @@ class Arc:
         >>> Arc(num_byzantine=4).num_clipped(20)
         6
         """
-        return 2 * self.num_byzantine * (n - self.num_byzantine) // n
+        return 2 * self._f * (n - self._f) // n
 
     def __call__(self, rows: Rows | NDArray[Any]) -> Mixed:
         """Clip ``(n, d)`` updates."""

@@ -1,6 +1,7 @@
 """Pre-aggregators and a rule, one after the other."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -30,12 +31,13 @@ Stage = (
 class Chain:
     """Any number of pre-aggregators and then a rule, each working on what the one before it gives.
 
-    ``chain(arc(num_byzantine=2), nearest_neighbor_mixing(num_byzantine=2), trimmed_mean(num_byzantine=2))``
+    ``chain(arc(), nearest_neighbor_mixing(num_byzantine=2), trimmed_mean(num_byzantine=2))``
 
     Parameters
     ----------
     *stages : PreAggregator or Aggregator
-        Pre-aggregators; the last one, and only that one, is a rule.
+        Pre-aggregators; the last one, and only that one, is a rule. A pre-aggregator without the
+        ``num_byzantine`` that it needs takes the rule's.
 
     Guarantees
     ----------
@@ -46,7 +48,8 @@ class Chain:
     Raises
     ------
     ConfigError
-        If the stages are not pre-aggregators followed by one rule.
+        If the stages are not pre-aggregators followed by one rule, or one lacks a ``num_byzantine`` and the
+        rule has none above 0.
     """
 
     name: ClassVar[str] = "chain"
@@ -64,7 +67,7 @@ class Chain:
             raise ConfigError(
                 f"chain: it ends with {last!r}, but the last stage must be a rule (median, krum, ...)."
             )
-        self.preaggregators: tuple[PreAggregator, ...] = tuple(before)  # type: ignore[arg-type]  # checked
+        self.preaggregators: tuple[PreAggregator, ...] = tuple(_completed(stage, last) for stage in before)
         self.rule: Aggregator = last
 
     def __repr__(self) -> str:
@@ -135,6 +138,24 @@ class Chain:
 def chain(updates: Rows | NDArray[Any], *stages: Stage) -> NDArray[Any]:
     """Return the ``(d,)`` result of ``stages`` on ``(n, d)`` updates; see :class:`Chain`."""
     return Chain(*stages)(updates).value
+
+
+def _completed(stage: Any, rule: Aggregator) -> PreAggregator:
+    """Return ``stage`` with the rule's ``num_byzantine``, if it has none of its own.
+
+    A rule that has none yet (a fraction) has one in the chain :meth:`Chain.for_cohort`. A 0 is not taken: for
+    some rules it is the default, and the stage would do nothing.
+    """
+    if getattr(stage, "num_byzantine", 0) is not None:
+        return stage  # type: ignore[no-any-return]  # checked by the caller
+    tolerated = getattr(rule, "num_byzantine", 0)
+    if tolerated == 0:
+        raise ConfigError(
+            f"chain: {stage.name} has no num_byzantine, and {rule.name} none above 0 that it could take; "
+            f"write {stage.name}(num_byzantine=...)."
+        )
+    completed: PreAggregator = replace(stage, num_byzantine=tolerated)
+    return completed
 
 
 def _is_preaggregator(stage: object) -> bool:

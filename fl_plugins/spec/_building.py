@@ -14,6 +14,9 @@ from fl_plugins.registry import Kind, Parameter, Plugin, load
 from ._conversion import Mismatch, convert, describe, has_spec, takes_plugin
 from ._grammar import Spec, parse, to_text
 
+_SHORT_NAMES = {"f": "num_byzantine"}
+"""What papers on robust aggregation write for a parameter, and specs may."""
+
 
 def build(
     kind: Kind, spec: str | Spec, /, *, defaults: Mapping[str, Any] | None = None, **provided: Any
@@ -129,17 +132,20 @@ def _match(plugin: Plugin, spec: Spec) -> dict[str, Any]:
             )
         given[rest] = extra
     names = [parameter.name for parameter in parameters if not parameter.variadic]
-    for name, value in spec.kwargs:
+    for written, value in spec.kwargs:
+        long = _SHORT_NAMES.get(written, written)
+        name = long if written not in names and long in names else written
         if name in given:
             raise ConfigError(
-                f"{_where(plugin)}: {name} is given twice, by position and by name; give it once."
+                f"{_where(plugin)}: {name} is given twice (by position, by name, by its short name); give it "
+                "once."
             )
         if name not in names and (name == rest or not plugin.accepts_any_keyword):
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"did you mean {near[0]}? It takes " if near else "it takes "
             raise ConfigError(
-                f"{_where(plugin)}: {name}={to_text(value)}, but it has no parameter {name!r}; {hint}It "
-                f"takes {', '.join(names) or 'none'}."
+                f"{_where(plugin)}: {name}={to_text(value)}, but it has no parameter {name!r}; {hint}"
+                f"{', '.join(names) or 'none'}."
             )
         given[name] = value
     return given

@@ -401,7 +401,7 @@ def test_a_nested_error_names_the_nested_plugin():
 
 
 def test_an_unknown_parameter_lists_the_nearest_and_the_allowed_ones():
-    with pytest.raises(ConfigError, match=r"needs_rate'.*did you mean power.*It takes rate, power"):
+    with pytest.raises(ConfigError, match=r"needs_rate'.*did you mean power\? It takes rate, power"):
         make("needs_rate(rate=1, powr=2)")
 
 

@@ -232,13 +232,33 @@ def test_a_chain_from_text_is_the_chain_from_python_and_the_stages_one_by_one():
         ("chain(median(), mean())", ConfigError, "stands before the end"),
         ("chain(median(), arc(num_byzantine=1))", ConfigError, "stands before the end"),
         ("chain(ark(num_byzantine=1), mean())", UnknownPluginError, "ark"),
-        ("chain(arc(f=1), mean())", ConfigError, "no parameter 'f'"),
+        ("chain(arc(g=1), mean())", ConfigError, "no parameter 'g'"),
+        ("chain(arc(f=1), clip(f=1), mean())", ConfigError, "no parameter 'f'"),
+        ("chain(arc(f=1, num_byzantine=1), mean())", ConfigError, "given twice"),
         ("chain(1, mean())", ConfigTypeError, "preaggregator"),
     ],
 )
 def test_what_is_no_chain_is_refused(spec, error, reason):
     with pytest.raises(error, match=reason):
         build(Kind.AGGREGATOR, spec)
+
+
+def test_a_chain_may_say_f_and_gives_it_to_arc():
+    assert build(Kind.AGGREGATOR, "chain(arc(), nearest_neighbor_mixing(f=2), trimmed_mean(f=2))") == build(
+        Kind.AGGREGATOR, DEFAULT
+    )
+    of_a_fraction = Chain(Arc(), TrimmedMean(fraction=0.2))
+    assert of_a_fraction.for_cohort(10) == Chain(Arc(num_byzantine=2), TrimmedMean(num_byzantine=2))
+
+
+@pytest.mark.parametrize(
+    "rule", [Mean(), GeometricMedian(), CenteredClipping(max_norm=1.0)], ids=lambda r: r.name
+)
+def test_arc_never_stands_idle_because_the_rule_tolerates_nobody(rule):
+    with pytest.raises(ConfigError, match=r"write arc\(num_byzantine=...\)"):
+        Chain(Arc(), rule)
+    with pytest.raises(ConfigError, match="num_byzantine is not given"):
+        Arc()(np.ones((5, 2)))
 
 
 def test_a_chain_checks_each_stage_against_what_reaches_it():
