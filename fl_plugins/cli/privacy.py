@@ -6,6 +6,8 @@ from typing import Any
 
 from ._audits import add_audits
 
+_ADJACENCIES = ("add_remove", "replace", "zero_out")
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the subcommand."""
@@ -20,9 +22,11 @@ def add_parser(subparsers: Any) -> None:
     plan.add_argument(
         "--separation", type=int, help="rounds before a unit takes part again (min_separation); default: none"
     )
-    plan.add_argument("--unit", choices=("client", "record"), required=True)
-    plan.add_argument("--adjacency", choices=("add_remove", "replace", "zero_out"), required=True)
-    plan.set_defaults(run=run_plan)
+    plan.add_argument("--unit", choices=("client", "record"), default="client", help="default: client")
+    plan.add_argument(
+        "--adjacency", choices=_ADJACENCIES, help="what neighbours differ in; default: a plan for each"
+    )
+    plan.set_defaults(run=run_plans)
     report = commands.add_parser("report", help="what a ledger's population has spent")
     report.add_argument("ledger", type=Path)
     report.add_argument("--delta", type=float, required=True)
@@ -30,7 +34,14 @@ def add_parser(subparsers: Any) -> None:
     add_audits(commands)
 
 
-def run_plan(args: argparse.Namespace) -> int:
+def run_plans(args: argparse.Namespace) -> int:
+    """Print a plan for the adjacency asked for, or one for each: nobody is told an ε without its adjacency."""
+    for adjacency in (args.adjacency,) if args.adjacency else _ADJACENCIES:
+        _print_plan(args, adjacency)
+    return 0
+
+
+def _print_plan(args: argparse.Namespace, adjacency: str) -> None:
     """Print σ, ε after a round, and what PLD saves."""
     from fl_plugins.privacy import (
         Accountant,
@@ -45,7 +56,7 @@ def run_plan(args: argparse.Namespace) -> int:
     )
     from fl_plugins.privacy.calibration import plan
 
-    relation = NeighborRelation.of(unit=args.unit, adjacency=args.adjacency)
+    relation = NeighborRelation.of(unit=args.unit, adjacency=adjacency)
     sampling: Sampling = Everyone()
     rounds, one_release = args.rounds, "one round"
     if args.separation is not None:
@@ -53,7 +64,7 @@ def run_plan(args: argparse.Namespace) -> int:
         sampling = MinSeparation(size=size, rounds=args.separation, population=args.clients)
         rounds, one_release = -(-args.rounds // args.separation), "one block"
     elif args.sample is not None and args.sample != args.clients:
-        if args.adjacency == "replace":
+        if adjacency == "replace":
             sampling = FixedSize(size=args.sample, population=args.clients)
         else:
             sampling = Poisson(rate=args.sample / args.clients, population=args.clients)
@@ -61,6 +72,7 @@ def run_plan(args: argparse.Namespace) -> int:
     best = plan(budget, rounds=rounds, sampling=sampling, relation=relation)
     one = Accountant(relation)
     one.compose(best.release)
+    print(f"adjacency         {adjacency}")
     print(f"sampling          {sampling}")
     print(f"noise multiplier  {best.noise_multiplier:.4f} (standard deviation on the sum / clip norm)")
     print(f"after {one_release}   {one.report(args.delta)}")
@@ -74,7 +86,6 @@ def run_plan(args: argparse.Namespace) -> int:
         rdp = plan(budget, rounds=rounds, sampling=whole, relation=relation, method=Method.RDP)
         less = 1.0 - best.noise_multiplier / rdp.noise_multiplier
         print(f"by RDP            {rdp.noise_multiplier:.4f}; PLD saves {less:.1%} of the noise")
-    return 0
 
 
 def run_report(args: argparse.Namespace) -> int:

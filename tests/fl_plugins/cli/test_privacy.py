@@ -64,11 +64,15 @@ def test_a_plan_with_units_that_rest_is_that_of_as_many_releases_as_they_can_tak
     assert "come back too soon" in capsys.readouterr().err
 
 
-def test_a_plan_without_unit_or_adjacency_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for missing in ("--unit client", "--adjacency replace"):
-        with pytest.raises(SystemExit):
-            main(f"privacy plan --epsilon 3 --delta 1e-5 --rounds 9 --clients 50 {missing}".split())
-    assert "required" in capsys.readouterr().err
+def test_a_plan_without_an_adjacency_is_one_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    given = "privacy plan --epsilon 3 --delta 1e-5 --rounds 200 --clients 1000 --sample 50"
+    assert main(given.split()) == 0
+    together = capsys.readouterr().out
+    for adjacency in ("add_remove", "replace", "zero_out"):
+        assert main(f"{given} --unit client --adjacency {adjacency}".split()) == 0
+        alone = capsys.readouterr().out
+        assert f"unit client, adjacency {adjacency}" in alone
+        assert alone in together
 
 
 def test_a_report_names_unit_adjacency_and_what_is_pending(
