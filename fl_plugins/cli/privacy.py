@@ -35,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run_plans(args: argparse.Namespace) -> int:
-    """Print a plan for the adjacency asked for, or one for each: nobody is told an ε without its adjacency."""
+    """Print a plan for the adjacency asked for, or one for each: no ε is told without its adjacency."""
     for adjacency in (args.adjacency,) if args.adjacency else _ADJACENCIES:
         _print_plan(args, adjacency)
     return 0
