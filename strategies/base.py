@@ -281,6 +281,8 @@ class FederatedStrategy(Strategy):
             rule = for_cohort(self.aggregator, len(clients))
             rule.check(len(clients))
         layout = Layout.of(base)
+        form = self._form(rule, layout) if phase == "train" else None
+        hosts = frozenset(filter(session.roster.is_host, clients.values()))
         cohort = Cohort(
             phase=phase,
             number=number,
@@ -289,8 +291,8 @@ class FederatedStrategy(Strategy):
             base=base,
             layout=layout,
             clients=clients,
-            hosts=frozenset(filter(session.roster.is_host, clients.values())),
-            form=self._form(rule, layout) if phase == "train" else None,
+            hosts=hosts,
+            form=form,
         )
         self._cohort = cohort.ask(
             arrays,
@@ -300,13 +302,7 @@ class FederatedStrategy(Strategy):
             announced_size=self.announced_size(len(clients)),
             settings=settings,
         )
-        session.emit(
-            "round_started" if phase == "train" else "evaluation_started",
-            round=number,
-            attempt=attempt,
-            sampled=list(clients),
-            available=available,
-        )
+        self._cohort.tell_asked(session.emit, available=available)
         return list(self._cohort.messages)
 
     def _current(self, phase: Phase, number: int) -> Cohort:

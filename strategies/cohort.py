@@ -124,6 +124,16 @@ class Cohort:
             messages.append(Message(content, node, kind, group_id=str(self.number)))
         return replace(self, messages=messages, started=time.monotonic())
 
+    def tell_asked(self, emit: Emit, *, available: int) -> None:
+        """Emit who is asked, of how many clients that are connected."""
+        emit(
+            "round_started" if self.phase == "train" else "evaluation_started",
+            round=self.number,
+            attempt=self.attempt,
+            sampled=list(self.clients),
+            available=available,
+        )
+
     def sender(self, reply: Message) -> int:
         """Return the node that a reply comes from (Flower's own error replies name the message only)."""
         return self._asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
