@@ -29,7 +29,6 @@ Each one is also a built-in exception, so that callers need not know this module
     │   ├── SignatureError               ValueError: not signed by who must have signed
     │   ├── PacketError                  ValueError: an encrypted share that does not open
     │   ├── SurvivorError                ValueError: a list of survivors that cannot be right
-    │   ├── ShareError                   ValueError: shares that give no secret that was advertised
     │   ├── EncodingError                ValueError: an update or sum that does not fit the ring
     │   └── RoundAbortedError            RuntimeError: too few clients are left, or the sum is wrong
     ├── CheckpointWriteError             OSError: could not be written; those before it are as they were
@@ -160,10 +159,6 @@ class PacketError(SecureAggregationError, ValueError):
 
 class SurvivorError(SecureAggregationError, ValueError):
     """A list of survivors that cannot be right."""
-
-
-class ShareError(SecureAggregationError, ValueError):
-    """Shares that give no secret that was advertised."""
 
 
 class EncodingError(SecureAggregationError, ValueError):

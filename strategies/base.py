@@ -5,7 +5,6 @@ anyone's ServerApp and with stock Flower clients, which reply with full paramete
 """
 
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Unpack, cast
@@ -23,7 +22,7 @@ from fl_plugins.records import Layout, UpdateRows, combine_integers, from_named,
 from fl_plugins.run_options import EvaluateFn, RunOptions
 from fl_plugins.training import NamedArrays
 
-from .cohort import Cohort, Tally, make_messages, under_way
+from .cohort import Cohort, Tally, next_attempt, under_way
 from .folding import Fold, Folds, nodes_may_sum
 from .options import Settings, StrategyOptions
 from .replies import ClientReply, Metrics, claimed_examples, mean_metrics, median_metrics, to_metric_record
@@ -274,8 +273,7 @@ class FederatedStrategy(Strategy):
     ) -> list[Message]:
         """Sample a cohort, remember it, and return its messages (none if the phase is switched off)."""
         session, settings = self._session, self.settings
-        last = self._cohort
-        attempt = last.attempt + 1 if last and (last.phase, last.number) == (phase, number) else 1
+        attempt = next_attempt(self._cohort, phase, number)
         base = to_named(arrays)
         rule = self.aggregator
         clients, available = self.draw(grid, phase, number, attempt)
@@ -285,19 +283,7 @@ class FederatedStrategy(Strategy):
         layout = Layout.of(base)
         form = self._form(rule, layout) if phase == "train" else None
         hosts = frozenset(filter(session.roster.is_host, clients.values()))
-        messages = make_messages(
-            phase,
-            number,
-            arrays,
-            config,
-            clients=clients,
-            hosts=hosts,
-            extra={} if form is None else {wire.FORM: form, wire.WEIGHTING: self.weighting.value},
-            stack=self.announce(phase, number),
-            announced_size=self.announced_size(len(clients)),
-            settings=settings,
-        )
-        self._cohort = Cohort(
+        cohort = Cohort(
             phase=phase,
             number=number,
             attempt=attempt,
@@ -307,17 +293,17 @@ class FederatedStrategy(Strategy):
             clients=clients,
             hosts=hosts,
             form=form,
-            messages=messages,
-            started=time.monotonic(),
         )
-        session.emit(
-            "round_started" if phase == "train" else "evaluation_started",
-            round=number,
-            attempt=attempt,
-            sampled=list(clients),
-            available=available,
+        self._cohort = cohort.ask(
+            arrays,
+            config,
+            weighting=self.weighting,
+            stack=self.announce(phase, number),
+            announced_size=self.announced_size(len(clients)),
+            settings=settings,
         )
-        return messages
+        self._cohort.tell_asked(session.emit, available=available)
+        return list(self._cohort.messages)
 
     def _current(self, phase: Phase, number: int) -> Cohort:
         """Return the cohort whose replies are being aggregated."""

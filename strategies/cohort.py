@@ -5,13 +5,15 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fl_plugins import wire
 from fl_plugins.aggregation.core import Aggregator
+from fl_plugins.contracts import Weighting
 from fl_plugins.errors import ConfigError, DivergenceError, QuorumError, ReplyError
 from fl_plugins.finiteness import Range, float_ranges
 from fl_plugins.records import Layout
@@ -59,6 +61,8 @@ class Cohort:
         Those of the nodes that host virtual clients and answer for all of theirs in one reply.
     form : str, optional
         What hosts were asked to send: :data:`fl_plugins.wire.EACH` or ``SUM``.
+    messages : sequence of Message
+        What :meth:`ask` made; ``started`` is when.
     """
 
     phase: Phase
@@ -70,8 +74,8 @@ class Cohort:
     clients: dict[str, int]
     hosts: frozenset[int]
     form: str | None
-    messages: Sequence[Message]
-    started: float
+    messages: Sequence[Message] = ()
+    started: float = 0.0
 
     @cached_property
     def _asked(self) -> dict[str, int]:
@@ -87,6 +91,48 @@ class Cohort:
     def _ranges(self) -> dict[str, Range]:
         """The ranges of the parameters that were sent."""
         return float_ranges(self.base)
+
+    def ask(
+        self,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        *,
+        weighting: Weighting,
+        stack: Mapping[str, Sequence[str]],
+        announced_size: int,
+        settings: Settings,
+    ) -> Self:
+        """Return this cohort with one message per node; a host's names its clients and how to answer.
+
+        ``stack`` is what :data:`fl_plugins.wire.LAYERS` and ``PROMISES`` announce.
+        """
+        facts = {
+            wire.SERVER_ROUND: self.number,
+            wire.SCHEMA: wire.SCHEMA_VERSION,
+            wire.COHORT_SIZE: announced_size,
+        }
+        common = {**config, **facts, **{key: list(specs) for key, specs in stack.items() if specs}}
+        extra = {} if self.form is None else {wire.FORM: self.form, wire.WEIGHTING: weighting.value}
+        kind = MessageType.TRAIN if self.phase == "train" else MessageType.EVALUATE
+        messages = []
+        for node, names in self._on.items():
+            sent = ConfigRecord(common)
+            if node in self.hosts:
+                sent.update({wire.CLIENTS: [int(name) for name in names], **extra})
+            # One ArrayRecord for all, which a deployed Grid uploads once.
+            content = RecordDict({settings.arrayrecord_key: arrays, settings.configrecord_key: sent})
+            messages.append(Message(content, node, kind, group_id=str(self.number)))
+        return replace(self, messages=messages, started=time.monotonic())
+
+    def tell_asked(self, emit: Emit, *, available: int) -> None:
+        """Emit who is asked, of how many clients that are connected."""
+        emit(
+            "round_started" if self.phase == "train" else "evaluation_started",
+            round=self.number,
+            attempt=self.attempt,
+            sampled=list(self.clients),
+            available=available,
+        )
 
     def sender(self, reply: Message) -> int:
         """Return the node that a reply comes from (Flower's own error replies name the message only)."""
@@ -212,6 +258,11 @@ class Cohort:
         return NodeReply(outcomes={client: reply})
 
 
+def next_attempt(last: Cohort | None, phase: Phase, number: int) -> int:
+    """Return which attempt at the exchange begins now, counted from 1; ``last`` is the one before it."""
+    return last.attempt + 1 if last and (last.phase, last.number) == (phase, number) else 1
+
+
 def under_way(cohort: Cohort | None, phase: Phase, number: int, *, owner: str) -> Cohort:
     """Return ``cohort`` if it is that of round ``number``.
 
@@ -226,37 +277,6 @@ def under_way(cohort: Cohort | None, phase: Phase, number: int, *, owner: str) -
             "the same round; the update is reply − global, so call configure first."
         )
     return cohort
-
-
-def make_messages(
-    phase: Phase,
-    number: int,
-    arrays: ArrayRecord,
-    config: ConfigRecord,
-    *,
-    clients: dict[str, int],
-    hosts: frozenset[int],
-    extra: Mapping[str, str],
-    stack: Mapping[str, Sequence[str]],
-    announced_size: int,
-    settings: Settings,
-) -> list[Message]:
-    """Return one message per node; a host's names its clients and says with ``extra`` how to answer.
-
-    ``stack`` is what :data:`fl_plugins.wire.LAYERS` and ``PROMISES`` announce.
-    """
-    facts = {wire.SERVER_ROUND: number, wire.SCHEMA: wire.SCHEMA_VERSION, wire.COHORT_SIZE: announced_size}
-    common = {**config, **facts, **{key: list(specs) for key, specs in stack.items() if specs}}
-    kind = MessageType.TRAIN if phase == "train" else MessageType.EVALUATE
-    messages = []
-    for node, names in group_by_node(clients).items():
-        sent = ConfigRecord(common)
-        if node in hosts:
-            sent.update({wire.CLIENTS: [int(name) for name in names], **extra})
-        # One ArrayRecord for all, which a deployed Grid uploads once.
-        content = RecordDict({settings.arrayrecord_key: arrays, settings.configrecord_key: sent})
-        messages.append(Message(content, node, kind, group_id=str(number)))
-    return messages
 
 
 def group_by_node(clients: dict[str, int]) -> dict[int, list[str]]:

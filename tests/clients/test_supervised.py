@@ -1,4 +1,4 @@
-"""The jitted trainer against a slow loop, and what it promises about compiling, seeds and bad input."""
+"""The jitted trainer against a slow loop, and what it promises about compiling, seeds and dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from clients.models import nnx_model
 from clients.supervised import Supervised
-from fl_plugins.errors import ConfigError, ConfigTypeError, DataError, StructureError
 from fl_plugins.pytrees import flatten_named, unflatten_named
 from fl_plugins.registry import Kind
 from fl_plugins.spec import build
@@ -41,11 +40,6 @@ class Noisy(nnx.Module):
         if not self.norm.use_running_average:
             self.calls[...] += 1
         return self.layers[1](self.dropout(jax.nn.relu(self.norm(self.layers[0](x)))))
-
-
-@pytest.fixture(scope="module")
-def toy():
-    return task_of(mlp_model())
 
 
 @pytest.fixture(scope="module")
@@ -214,18 +208,20 @@ def test_a_second_client_or_round_compiles_nothing_new(toy):
         trainer.evaluate(arrays, examples(n))
         trainer.init(seed=seed)
     assert len(compilations) == before
-    assert trainer._train.num_compiled == 1
-    assert trainer._evaluate.num_compiled == 1
     trainer.train(arrays, examples(33), seed=0)
-    assert trainer._train.num_compiled == 2
+    assert len(compilations) > before, "another bucket is another program"
 
 
 def test_regression_D4_the_step_is_not_compiled_again_for_every_message(toy):
     trainer = Supervised(toy, batch_size=BATCH, optimizer="adam", learning_rate=0.01)
     arrays = trainer.init(seed=0)
-    for message in range(4):
+    compilations = count_compilations()
+    arrays = trainer.train(arrays, examples(20), seed=0).arrays
+    first = len(compilations)
+    assert first, "the listener hears nothing"
+    for message in range(1, 4):
         arrays = trainer.train(arrays, examples(20), seed=message).arrays
-    assert trainer._train.num_compiled == 1
+    assert len(compilations) == first
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(noisy):
@@ -285,36 +281,6 @@ def test_divergence_is_reported_and_returned_as_it_is(toy):
     assert np.isnan(trainer.evaluate(result.arrays, data)["loss"])
 
 
-def test_one_example_trains_and_none_is_an_error_that_says_so(toy):
-    trainer = Supervised(toy)
-    start = trainer.init(seed=0)
-    assert trainer.train(start, examples(1), seed=0).num_examples == 1
-    for call in (
-        lambda: trainer.train(start, examples(0), seed=0),
-        lambda: trainer.evaluate(start, examples(0)),
-    ):
-        with pytest.raises(DataError, match="0 examples"):
-            call()
-
-
-def test_text_is_no_input(toy):
-    trainer = Supervised(toy)
-    data = Dataset(np.array([["a"] * 5]), np.array([0]))
-    with pytest.raises(DataError, match="x has dtype <U1"):
-        trainer.train(trainer.init(seed=0), data, seed=0)
-
-
-def test_arrays_of_another_model_are_refused_by_name(toy):
-    trainer = Supervised(toy)
-    arrays = trainer.init(seed=0)
-    renamed = {name.replace("second", "third"): array for name, array in arrays.items()}
-    for wrong in (renamed, {**arrays, "params/first/bias": np.zeros(8, np.float32)}):
-        with pytest.raises(StructureError, match="params/"):
-            trainer.train(wrong, examples(4), seed=0)
-        with pytest.raises(StructureError, match="params/"):
-            trainer.evaluate(wrong, examples(4))
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_parameters_keep_their_dtype(dtype):
     trainer = Supervised(task_of(mlp_model(dtype)), optimizer="sgd", proximal_mu=0.1)
@@ -329,46 +295,6 @@ def test_strict_dtype_promotion_is_enough(noisy):
         trainer = Supervised(task_of(mlp_model()), batch_size=BATCH, proximal_mu=0.1)
         arrays = trainer.train(trainer.init(seed=0), examples(9), seed=0).arrays
         trainer.evaluate(arrays, examples(9))
-
-
-def test_a_loss_that_is_already_a_mean_is_refused():
-    task = task_of(mlp_model(), loss=lambda outputs, y: cross_entropy(outputs, y).mean())
-    trainer = Supervised(task)
-    with pytest.raises(StructureError, match=r"loss: returned shape \(\) .* one value per example"):
-        trainer.train(trainer.init(seed=0), examples(4), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "error", "message"),
-    [
-        ({"local_epochs": 0}, ConfigError, "local_epochs=0 must be >= 1"),
-        ({"local_epochs": 1.5}, ConfigTypeError, "local_epochs=1.5 must be an int"),
-        ({"local_epochs": True}, ConfigTypeError, "local_epochs=True must be an int"),
-        ({"batch_size": -1}, ConfigError, "batch_size=-1 must be >= 1"),
-        ({"learning_rate": 0.0}, ConfigError, "learning_rate=0.0 must be finite and > 0"),
-        ({"learning_rate": float("nan")}, ConfigError, "learning_rate=nan"),
-        ({"learning_rate": "fast"}, ConfigTypeError, "learning_rate='fast' must be a number"),
-        ({"proximal_mu": -0.1}, ConfigError, "proximal_mu=-0.1 must be finite and >= 0"),
-        ({"mapping": "scan"}, ConfigError, "mapping='scan' must be one of auto, loop, vmap"),
-        ({"optimizer": 3}, ConfigTypeError, "optimizer=3 must be the name"),
-        ({"optimizer": "sgd(momentum=2.0)"}, ConfigError, "momentum"),
-    ],
-)
-def test_bad_parameters_are_refused_at_construction(toy, parameters, error, message):
-    with pytest.raises(error, match=message):
-        Supervised(toy, **parameters)
-
-
-def test_models_that_cannot_be_trained_are_refused_at_construction():
-    def model(params):
-        return Model(init=lambda key: {"params": params}, apply=lambda *a, **k: None)
-
-    with pytest.raises(ConfigError, match="no parameters"):
-        Supervised(task_of(model({})))
-    with pytest.raises(ConfigError, match="'w' of task 'toy' has dtype int32"):
-        Supervised(task_of(model({"w": jnp.arange(3)})))
-    with pytest.raises(ConfigError, match="a metric named 'loss'"):
-        Supervised(task_of(mlp_model(), metrics={"loss": correct}))
 
 
 def test_specs_name_the_optimizer_with_or_without_its_own_learning_rate(toy):

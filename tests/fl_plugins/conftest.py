@@ -12,7 +12,6 @@ import pytest
 from fl_plugins.registry import _registrations
 
 Install = Callable[..., Path]
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_tree(root: Path, files: Mapping[str, str]) -> None:

@@ -1,34 +1,25 @@
+"""Arrays of any dtype and shape through records, malformed ones refused; integers combined."""
+
 import io
 import itertools
 
 import ml_dtypes
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fl_plugins.aggregation.rows import blocks
-from fl_plugins.dtypes import EXTENDED, is_float
-from fl_plugins.errors import DivergenceError, PreconditionError, StructureError
-from fl_plugins.records import (
-    Layout,
-    UpdateRows,
-    combine_integers,
-    from_named,
-    from_ndarray,
-    to_named,
-    to_ndarray,
-)
+from fl_plugins.dtypes import EXTENDED
+from fl_plugins.errors import PreconditionError, StructureError
+from fl_plugins.records import combine_integers, from_named, from_ndarray, to_named, to_ndarray
+
+from .named_arrays import bits
 
 FLOATS = ["float16", "float32", "float64", *EXTENDED]
 COUNTING = ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 SHAPES = [(), (0,), (3,), (2, 0, 3), (2, 3)]
-
-
-def bits(values: np.ndarray) -> bytes:
-    return np.ascontiguousarray(values).tobytes()
 
 
 def sample(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -202,203 +193,6 @@ def test_records_keep_their_order_and_name_the_broken_array():
         to_named(record)
     with pytest.raises(StructureError, match="array 'x': an array: dtype 'complex128'"):
         from_named({"x": np.array(1j)})
-
-
-# -- Layout ---------------------------------------------------------------------------------------------
-
-
-@st.composite
-def models(draw) -> dict[str, np.ndarray]:
-    """Named arrays of finite values over all dtypes and degenerate shapes."""
-    named = {}
-    for key in draw(st.lists(st.sampled_from("abcdefgh"), unique=True, min_size=1, max_size=5)):
-        dtype = np.dtype(
-            draw(st.sampled_from(["float16", "float32", "float64", "bfloat16", "int64", "bool"]))
-        )
-        shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
-        values = np.random.default_rng(draw(st.integers(0, 99))).normal(size=shape) * 8
-        named[key] = values.astype(dtype)
-    return named
-
-
-@given(models(), st.randoms(use_true_random=False))
-def test_flatten_and_unflatten_are_inverse_for_every_dtype_and_any_order(named, random):
-    layout = Layout.of(named)
-    vector = layout.flatten(named)
-    assert vector.shape == (layout.size,)
-    assert vector.dtype == (np.float64 if any(v.dtype == np.float64 for v in named.values()) else np.float32)
-    keys = list(named)
-    random.shuffle(keys)
-    like = {key: named[key] for key in keys}
-    back = layout.unflatten(vector, like=like)
-    assert list(back) == keys
-    for key, values in named.items():
-        assert (back[key].dtype, back[key].shape) == (values.dtype, values.shape)
-        assert bits(back[key]) == bits(values)
-    assert list(layout.unflatten(vector)) == list(layout.float_keys)
-
-
-def test_b3_reordered_keys_never_mix_layers():
-    """B3: Flower pairs arrays by position in several places."""
-    first = {"a": np.zeros(2), "b": np.full(2, 10.0)}
-    second = {"b": np.full(2, 10.0), "a": np.zeros(2)}
-    layout = Layout.of(first)
-    assert layout == Layout.of(from_named(second))
-    assert layout.fingerprint == Layout.of(second).fingerprint
-    np.testing.assert_array_equal(layout.flatten(second), layout.flatten(first))
-
-
-def test_the_fingerprint_depends_on_names_shapes_and_dtypes():
-    base = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(1, np.int32)}
-    others = [
-        {"a": base["a"], "c": base["b"]},
-        {"a": base["a"].reshape(3, 2), "b": base["b"]},
-        {"a": base["a"].astype(np.float16), "b": base["b"]},
-        {"a": base["a"]},
-    ]
-    prints = {Layout.of(named).fingerprint for named in [base, *others]}
-    assert len(prints) == 5
-    assert all(len(text) == 64 for text in prints)
-
-
-def test_integer_arrays_are_not_part_of_the_vector():
-    named = {"count": np.array(2**60 + 1), "kernel": np.ones((2, 2), np.float32), "mask": np.array([True])}
-    layout = Layout.of(named)
-    assert layout.float_keys == ("kernel",)
-    assert layout.other_keys == ("count", "mask")
-    assert layout.size == 4
-    assert layout.unflatten(layout.flatten(named), like=named)["count"] == 2**60 + 1
-
-
-MODEL = {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float32), "steps": np.array(1)}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bias": None}, "node 3: array 'bias' is missing; use"),
-        ({"bias": None, "offset": np.zeros(3)}, "'bias' is missing and array 'offset' is not in the model"),
-        ({"extra": np.zeros(3)}, "node 3: array 'extra' is not in the model"),
-        ({"bias": np.zeros(1)}, r"node 3: array 'bias' has shape \(1,\) but the model's is \(3,\)"),
-        ({"bias": np.array(0.0)}, r"array 'bias' has shape \(\)"),
-        ({"kernel": np.zeros((3, 2))}, r"'kernel' has shape \(3, 2\)"),
-        ({"bias": np.zeros(3, int)}, "'bias' has dtype int64 but the model's is float32"),
-        ({"steps": np.array(1.0)}, "'steps' has dtype float64 but the model's is int64"),
-        ({"steps": np.array(1, np.int32)}, "'steps' has dtype int32"),
-        ({"bias": np.zeros(3, complex)}, "node 3: array 'bias': dtype 'complex128' is not supported"),
-    ],
-)
-def test_b8_other_keys_shapes_or_kinds_are_refused_by_name(changes, message):
-    """B8: Flower broadcasts shape (1,) over (3,) and turns counters into floats."""
-    reply = {key: value for key, value in (MODEL | changes).items() if value is not None}
-    layout = Layout.of(MODEL)
-    with pytest.raises(StructureError, match=message):
-        layout.check(reply, owner="node 3")
-    with pytest.raises(StructureError):
-        layout.flatten(reply)
-    with pytest.raises(StructureError):
-        UpdateRows(layout, MODEL, [MODEL, reply])
-
-
-def test_a_float_of_another_width_is_accepted():
-    Layout.of(MODEL).check(MODEL | {"bias": np.zeros(3, np.float16), "kernel": np.zeros((2, 3))})
-
-
-@pytest.mark.parametrize("value", [7e4, -7e4, np.nan, np.inf])
-def test_a_value_that_does_not_fit_its_dtype_raises_naming_the_array(value):
-    layout = Layout.of({"a": np.zeros(2, np.float32), "half": np.zeros(2, np.float16)})
-    with pytest.raises(DivergenceError, match=r"array 'half': .* does not fit float16"):
-        layout.unflatten(np.array([1e6, 0, 0, value], np.float32))
-
-
-def test_unflatten_rounds_to_nearest_and_refuses_another_length():
-    layout = Layout.of({"a": np.zeros(1, ml_dtypes.bfloat16)})
-    # bfloat16 has 8 significant bits: 1 + 1.6·2⁻⁸ lies nearer to 1 + 2·2⁻⁸ than to 1.
-    assert layout.unflatten(np.array([1 + 1.6 * 2**-8], np.float32))["a"][0] == 1 + 2**-7
-    with pytest.raises(StructureError, match=r"shape \(2,\) but the model has 1"):
-        layout.unflatten(np.zeros(2, np.float32))
-
-
-def test_unflatten_gives_arrays_that_do_not_share_memory_with_the_vector():
-    layout = Layout.of({"a": np.zeros(3)})
-    vector = np.zeros(3)
-    layout.unflatten(vector)["a"][:] = 1
-    assert not vector.any()
-
-
-# -- UpdateRows -----------------------------------------------------------------------------------------
-
-
-def assembled(rows: UpdateRows, max_columns: int) -> np.ndarray:
-    parts = list(blocks(rows, max_columns))
-    assert [columns.start for columns, _ in parts] == list(range(0, rows.shape[1], max_columns))
-    for columns, block in parts:
-        assert block.shape == (rows.shape[0], columns.stop - columns.start)
-        assert block.flags.writeable
-        assert block.flags.c_contiguous
-    return np.concatenate([block for _, block in parts], axis=1)
-
-
-@given(models(), st.integers(1, 60), st.randoms(use_true_random=False))
-def test_update_rows_equal_the_differences_for_any_block_size_and_key_order(named, max_columns, random):
-    layout = Layout.of(named)
-    rng = np.random.default_rng(0)
-    replies = []
-    for _ in range(3):
-        keys = list(named)
-        random.shuffle(keys)
-        replies.append(
-            {
-                k: np.asarray(named[k] + rng.normal(size=named[k].shape)).astype(named[k].dtype)
-                if is_float(named[k].dtype)
-                else named[k]
-                for k in keys
-            }
-        )
-    rows = UpdateRows(layout, named, replies)
-    assert rows.shape == (3, layout.size)
-    assert rows.dtype == layout.compute_dtype
-    if layout.size == 0:
-        assert not list(blocks(rows, max_columns))
-        return
-    expected = np.array([layout.flatten(reply) - layout.flatten(named) for reply in replies])
-    np.testing.assert_array_equal(assembled(rows, max_columns), expected)
-
-
-def test_update_rows_read_fortran_ordered_replies_by_element():
-    base = {"w": np.zeros((2, 3), np.float32)}
-    values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    reply = to_named(ArrayRecord({"w": Array(np.asfortranarray(values))}))
-    np.testing.assert_array_equal(assembled(UpdateRows(Layout.of(base), base, [reply]), 4), [np.arange(6)])
-
-
-def test_update_rows_subtract_float64_replies_before_rounding():
-    base = {"w": np.ones(1, np.float32)}
-    reply = {"w": np.array([1 + 2.0**-30])}
-    update = assembled(UpdateRows(Layout.of(base), base, [reply]), 1)
-    assert update.dtype == np.float32
-    assert update[0, 0] == 2.0**-30  # rounding the reply to float32 first would give 0
-
-
-def test_update_rows_mix_every_float_width():
-    base = {"w": np.array([1.0, 2.0], ml_dtypes.bfloat16)}
-    replies = [{"w": np.array([2.0, 4.0], dtype)} for dtype in ("float16", "float32", "float64", "bfloat16")]
-    np.testing.assert_array_equal(assembled(UpdateRows(Layout.of(base), base, replies), 5), [[1, 2]] * 4)
-
-
-def test_update_rows_leave_received_buffers_alone():
-    record = from_named({"w": np.ones(4, np.float32)})
-    before = record["w"].data
-    rows = UpdateRows(Layout.of(record), to_named(record), [to_named(record)])
-    for _, block in blocks(rows, 4):
-        block += 1
-    assert record["w"].data == before
-    np.testing.assert_array_equal(assembled(rows, 4), np.zeros((1, 4)))
-
-
-def test_a_difference_that_overflows_is_infinite_without_a_warning():
-    base = {"w": np.full(1, -3e38, np.float32)}
-    assert np.isinf(assembled(UpdateRows(Layout.of(base), base, [{"w": -base["w"]}]), 1)).all()
 
 
 # -- Integers -------------------------------------------------------------------------------------------

@@ -24,21 +24,16 @@ from fl_plugins.aggregation import (
     NearestNeighborMixing,
     NormBoundedMean,
     PreAggregator,
-    RootTrust,
     Rows,
     SignMajority,
     Stateful,
     TrimmedMean,
-    canonical_order,
 )
 from fl_plugins.aggregation.arc import arc
 from fl_plugins.aggregation.bucketing import bucketing
 from fl_plugins.aggregation.clipping import clip
-from fl_plugins.aggregation.combinations import embed
-from fl_plugins.aggregation.mda import least_diameter_subset
 from fl_plugins.aggregation.mixing import to_dense
 from fl_plugins.aggregation.nearest_neighbor_mixing import nearest_neighbor_mixing
-from fl_plugins.aggregation.root_trust import root_trust
 from fl_plugins.errors import (
     ConfigError,
     ConfigTypeError,
@@ -50,6 +45,8 @@ from fl_plugins.errors import (
 from fl_plugins.registry import Kind
 from fl_plugins.spec import build
 
+from .updates import cohort
+
 STAGES: list[PreAggregator] = [
     NearestNeighborMixing(num_byzantine=1),
     Bucketing(size=2),
@@ -59,10 +56,6 @@ STAGES: list[PreAggregator] = [
 every_stage = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 cases = st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(0, 10**6))
 """(f, rows beyond 2f, seed)."""
-
-
-def cohort(n: int, seed: int, d: int = 6, dtype: str = "float32") -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, d)).astype(dtype)
 
 
 # -- Formulas -------------------------------------------------------------------------------------------
@@ -210,6 +203,7 @@ def test_lengths_and_tolerances_are_finite_and_positive(make, name, value):
 
 # -- Chains ---------------------------------------------------------------------------------------------
 
+
 DEFAULT = (
     "chain(arc(num_byzantine=2), nearest_neighbor_mixing(num_byzantine=2), trimmed_mean(num_byzantine=2))"
 )
@@ -316,134 +310,6 @@ def test_one_row_moves_centered_clipping_by_at_most_its_share(seed):
     assert np.linalg.norm(first - second) <= 2 * 0.7 / 5 + 1e-12
 
 
-# -- What the rules share -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e20])
-def test_embedded_points_have_the_distances_of_the_rows(scale):
-    """A common offset of 10⁴ spreads; one row 10²⁰ times as large; in any order of arrival."""
-    rows = cohort(7, 1, d=300).astype(np.float64) + 1e4
-    rows[0] *= scale
-    points = embed(DenseRows(rows), np.arange(7), rule="test")
-    for i in range(1, 7):
-        for j in range(1, 7):
-            # Squares are exact to 1e-13 of the norms' product; a square root halves nothing but digits.
-            assert np.linalg.norm(points[i] - points[j]) == pytest.approx(
-                math.dist(rows[i], rows[j]), rel=1e-6
-            )
-    assert np.linalg.norm(points[0] - points[1]) == pytest.approx(math.dist(rows[0], rows[1]), rel=1e-6)
-
-
-def test_rules_on_inner_products_refuse_norms_beyond_float64s_squares():
-    rows = np.ones((5, 3))
-    rows[1] = 1e200
-    for rule in (GeometricMedian(), Caf(num_byzantine=1), NormBoundedMean(max_norm=1.0)):
-        with pytest.raises(ReplyError, match="row 1 of 5 has a norm beyond 1e154"):
-            rule(rows)
-
-
-def test_a_far_minority_does_not_blur_the_geometric_median_of_the_others():
-    rows = cohort(9, 2, dtype="float64") + 1e3
-    near = GeometricMedian()(np.concatenate([rows, np.full((4, 6), 1e9)])).value
-    far = GeometricMedian()(np.concatenate([rows, np.full((4, 6), 1e20)])).value
-    np.testing.assert_allclose(near, far, rtol=0, atol=1e-6)  # the direction differs by 1e-6 already
-    assert (np.abs(near - 1e3) < 3).all()
-
-
-def test_a_far_row_is_no_origin_although_it_comes_first():
-    rows = np.random.default_rng(0).normal(size=(6, 7))
-    far = np.concatenate([rows, np.full((1, 7), -1e6)])
-    points = embed(DenseRows(far), canonical_order(far), rule="test")[1:]
-    expected = rows[canonical_order(rows)]
-    # Seen from 1e6 away, distances of 1 would be off by 1e-5.
-    np.testing.assert_allclose(
-        np.linalg.norm(points[:, None] - points, axis=2),
-        np.linalg.norm(expected[:, None] - expected, axis=2),
-        atol=1e-9,
-    )
-
-
-def test_centered_clipping_in_several_steps_reads_every_block_of_its_centre():
-    rng = np.random.default_rng(0)
-    d = 50_000  # two blocks of three rows
-    rows, center = rng.normal(size=(3, d)), rng.normal(size=d) * np.linspace(0, 5, d)
-    expected = center
-    for _ in range(3):
-        away = rows - expected
-        factors = np.minimum(1.0, 100.0 / np.linalg.norm(away, axis=1))
-        expected = expected + (factors[:, None] * away).mean(axis=0)
-    found = CenteredClipping(max_norm=100.0, iterations=3)(rows, state={"center": center}).value
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)  # some roundings of numbers up to 20
-
-
-def test_half_of_the_rows_equal_and_one_more_is_the_geometric_median_exactly():
-    rows = cohort(7, 0)
-    rows[[0, 2, 3, 6]] = rows[0]
-    np.testing.assert_array_equal(GeometricMedian()(rows).value, rows[0])
-
-
-@given(st.integers(0, 10**6), st.integers(1, 3))
-def test_the_exact_search_for_the_least_diameter_is_a_search_of_all_subsets(seed, f):
-    from itertools import combinations
-
-    rng = np.random.default_rng(seed)
-    n = 2 * f + int(rng.integers(1, 4))
-    points = rng.integers(0, 4, size=(n, 2)).astype(float)  # many ties
-    distances = ((points[:, None] - points) ** 2).sum(axis=2)
-    best = min(combinations(range(n), n - f), key=lambda s: distances[np.ix_(s, s)].max())
-    assert least_diameter_subset(distances, n - f) == list(best)
-
-
-def test_mda_is_feasible_up_to_its_limit_and_refuses_beyond():
-    rows = np.random.default_rng(0).normal(size=(45, 30))
-    Mda(num_byzantine=20)(rows)
-    with pytest.raises(ConfigError, match="num_byzantine=21 but the exact search ends at 20"):
-        Mda(num_byzantine=21)
-
-
-# -- Root trust -----------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 10**6))
-def test_root_trust_is_the_papers_loop(seed):
-    rows = cohort(6, seed, dtype="float64")
-    root = np.random.default_rng(seed + 1).normal(size=6)
-    length, total, trust = math.hypot(*root), np.zeros(6), []
-    for row in rows:
-        trust.append(max(0.0, math.fsum(row * root) / math.hypot(*row) / length))
-        total += trust[-1] * length / math.hypot(*row) * row
-    if not any(trust):
-        return
-    found = RootTrust(root_update=root)(rows)
-    np.testing.assert_allclose(found.value, total / math.fsum(trust), atol=1e-13)
-    np.testing.assert_allclose(found.contribution, np.array(trust) / math.fsum(trust), atol=1e-14)
-    assert np.linalg.norm(found.value) <= length * (1 + 1e-12)
-    order = np.random.default_rng(seed).permutation(6)
-    np.testing.assert_array_equal(root_trust(rows[order], root_update=root), found.value)
-
-
-def test_root_trust_refuses_what_gives_no_direction():
-    rows, root = cohort(4, 0), np.ones(6, np.float32)
-    for bad in (-np.abs(rows), np.zeros((3, 6), np.float32)):
-        with pytest.raises(PreconditionError, match="nothing to trust"):
-            root_trust(bad, root_update=root)
-    with pytest.raises(PreconditionError, match="nothing to trust"):
-        root_trust(rows, root_update=0 * root)
-    with pytest.raises(StructureError, match="d=5"):
-        root_trust(rows, root_update=np.ones(5))
-    with pytest.raises(ReplyError, match="NaN"):
-        root_trust(rows, root_update=np.full(6, np.nan))
-    with pytest.raises(PreconditionError, match="n=0"):
-        root_trust(rows[:0], root_update=root)
-
-
-def test_an_update_of_zero_is_not_trusted_and_does_no_harm():
-    rows = np.array([[0.0, 0.0], [0.0, 3.0]])
-    found = RootTrust(root_update=np.array([0.0, 1.0]))(rows)
-    assert found.contribution.tolist() == [0, 1]
-    assert found.value.tolist() == [0, 1]
-
-
 @pytest.mark.parametrize("rule", [Krum(num_byzantine=2), Median(), GeometricMedian()], ids=lambda r: r.name)
 def test_mixing_stores_nothing_of_the_inputs_size(rule):
     rows = np.random.default_rng(0).normal(size=(16, 200_000)).astype(np.float32)
@@ -463,13 +329,6 @@ def test_an_infinite_row_in_a_bucket_is_refused_and_warns_of_nothing():
     rows[2, -1] = np.inf
     with pytest.raises(ReplyError, match=r"of 2 is nan at column 8999|of 2 is inf at column 8999"):
         Chain(Bucketing(size=2), GeometricMedian())(rows)
-
-
-@pytest.mark.parametrize("rule", [Krum(num_byzantine=1), GeometricMedian(), Caf(num_byzantine=1)], ids=str)
-def test_float64_updates_near_the_root_of_their_range_warn_of_nothing(rule):
-    rows = np.random.default_rng(0).normal(size=(6, 40)) * 1e151
-    rows[:2] *= 50.0
-    assert np.isfinite(rule(rows).value).all()
 
 
 def test_the_median_is_a_rule_and_no_preaggregator():
