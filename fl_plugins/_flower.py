@@ -180,6 +180,12 @@ def deliver_now(nodes: Iterable[int]) -> None:
                         queue.put(message)
 
 
+def moves_objects(grid: object) -> bool:
+    """Whether a Grid moves each array of a message on its own: that of a deployment does."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 def pull_promptly() -> None:
     """Let this process, a ServerApp, SuperNode or ClientApp, have a message once its last object is there.
 
