@@ -45,6 +45,16 @@ _BUNDLE_LOCK = threading.Lock()
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
 
+LOST_MESSAGE_ERRORS = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+    }
+)
+"""Error codes of replies for nodes that have not answered, and may if they are asked again."""
+
 _PULLS = {
     "flwr.superlink.grid.http_grid": "pull_objects",
     "flwr.supernode.start_client_internal": "pull_objects",

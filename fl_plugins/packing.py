@@ -1,14 +1,14 @@
 """A message's arrays in few objects instead of two per array, and back, to the last bit.
 
 Flower moves every array of a message as two objects, and each object in a request of its own, over each of
-five hops: from the ServerApp to the SuperLink, the SuperNode, the ClientApp, and back again. So a server packs
-what it sends to a node that says that it can unpack (:data:`fl_plugins.wire.PACKS`), and such a node packs its
-reply to a packed message.
+five hops: from the ServerApp to the SuperLink, the SuperNode, the ClientApp, and back again. So a server
+packs what it sends to a node that says that it can unpack (:data:`fl_plugins.wire.PACKS`), and such a node
+packs its reply to a packed message.
 
-An ``ArrayRecord`` becomes *pieces*: records whose keys begin with :data:`fl_plugins.wire.PACKED`, are numbered
-and end with the record's own key. Arrays one after the other are a ``ConfigRecord`` with one value, up to
-:data:`LARGEST_PIECE_BYTES`; a larger array stays an ``ArrayRecord``. All else stays as it is, so what was the
-same object in the messages to many nodes still is, and a SuperLink keeps it once.
+An ``ArrayRecord`` becomes *pieces*: records whose keys begin with :data:`fl_plugins.wire.PACKED`, are
+numbered and end with the record's own key. Arrays one after the other are a ``ConfigRecord`` with one value,
+up to :data:`LARGEST_PIECE_BYTES`; a larger array stays an ``ArrayRecord``. All else stays as it is, so what
+was the same object in the messages to many nodes still is, and a SuperLink keeps it once.
 
 The value is the length of a JSON list (unsigned 64 bit, big endian), the list with key, dtype, shape, kind of
 serialisation and number of bytes of each array, and their bytes.

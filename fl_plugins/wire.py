@@ -95,7 +95,7 @@ PACKED = "fl-plugins.packed"
 """Beginning of a record's key, and config key in it: arrays in few objects, see :mod:`fl_plugins.packing`."""
 
 PACKS = "fl-plugins.packs"
-"""Config key in a roll-call reply, true: this node understands packed arrays, and answers with packed ones."""
+"""Config key in a roll-call reply, true: this node understands packed arrays, and answers with such."""
 
 ROLL_CALL = "query.roll_call"
 """Message type: the server asks a node who it is."""

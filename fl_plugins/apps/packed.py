@@ -1,4 +1,4 @@
-"""The client's side of packed arrays: one mod, around all others, that no other part of a node needs to know."""
+"""The client's side of packed arrays: one mod around all others; no other part of a node knows of them."""
 
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable

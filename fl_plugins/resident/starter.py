@@ -111,7 +111,7 @@ def preload_layers() -> None:
 
 
 def preload_http() -> None:
-    """Import what httpx and zipfile import when they are first used: the Runtime API's client, and bundles."""
+    """Import what httpx and zipfile import when they are first used, which every fork would do."""
     httpx.Client(trust_env=False).close()
     codecs.lookup("cp437")
 
