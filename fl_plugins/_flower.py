@@ -45,6 +45,16 @@ _BUNDLE_LOCK = threading.Lock()
 CLIENT_APP_ERROR: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 """Error code of a reply that says that the ClientApp could not do what was asked."""
 
+LOST_MESSAGE_ERRORS = frozenset(
+    {
+        ErrorCode.MESSAGE_UNAVAILABLE,
+        ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+        ErrorCode.NODE_UNAVAILABLE,
+        ErrorCode.CLIENT_APP_CRASHED,
+    }
+)
+"""Error codes of replies for nodes that have not answered, and may if they are asked again."""
+
 _PULLS = {
     "flwr.superlink.grid.http_grid": "pull_objects",
     "flwr.supernode.start_client_internal": "pull_objects",
@@ -178,6 +188,12 @@ def deliver_now(nodes: Iterable[int]) -> None:
                 if node in nodes_mapping and not stopped.is_set():
                     for message in state.get_message_ins(node_id=node, limit=1):
                         queue.put(message)
+
+
+def moves_objects(grid: object) -> bool:
+    """Whether a Grid moves each array of a message on its own: that of a deployment does."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
 
 
 def pull_promptly() -> None:

@@ -2,7 +2,8 @@
 
 Train and evaluate messages look exactly like Flower's own (one ``ArrayRecord``, one ``ConfigRecord``;
 replies with one ``ArrayRecord`` and one ``MetricRecord``), so that stock Flower clients and servers work
-with ours. What we add rides in the ``ConfigRecord`` under keys that begin with ``fl-plugins.``.
+with ours. What we add rides in the ``ConfigRecord`` under keys that begin with ``fl-plugins.``. Between a
+ServerApp of ours and nodes that say that they understand it, arrays travel packed (:mod:`.packing`).
 
 A *cohort node* hosts many virtual clients. It is sent one message for all of those that are sampled, which
 names them, and answers with one reply, in which every metric is a list: item i is that of client i.
@@ -89,6 +90,12 @@ SECAGG_VECTOR = "vector"
 
 COHORT_SIZE = "fl-plugins.cohort-size"
 """Config key in train and evaluate messages: how many clients the server says it asked in this exchange."""
+
+PACKED = "fl-plugins.packed"
+"""Beginning of a record's key, and config key in it: arrays in few objects, see :mod:`fl_plugins.packing`."""
+
+PACKS = "fl-plugins.packs"
+"""Config key in a roll-call reply, true: this node understands packed arrays, and answers with such."""
 
 ROLL_CALL = "query.roll_call"
 """Message type: the server asks a node who it is."""

@@ -26,21 +26,27 @@ _TIMES_LOOKING = 2.0
 """Pauses are so much longer than looking takes, which a SuperLink, one process, spends on nothing else."""
 
 
-def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
-    """Push ``messages`` and yield each reply once; stop when all are in or ``timeout_s`` has passed.
-
-    Replies come in order of arrival. Nodes that have not answered in time are simply absent. A node that was
-    away for long is not given messages that nobody waits for any more: they expire.
-    """
+def post(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> set[str]:
+    """Push ``messages`` and return their ids; nobody is given one that ``timeout_s`` is long over for."""
     pull_promptly()
     sent = list(messages)
     for message in sent:
         message.metadata.ttl = min(message.metadata.ttl, timeout_s + _LATE_S)
     outstanding = {message_id for message_id in grid.push_messages(sent) if message_id}
     deliver_now(message.metadata.dst_node_id for message in sent)
+    return outstanding
+
+
+def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
+    """Push ``messages`` and yield each reply once; stop when all are in or ``timeout_s`` has passed.
+
+    Replies come in order of arrival. Nodes that have not answered in time are simply absent. A node that was
+    away for long is not given messages that nobody waits for any more: they expire.
+    """
+    outstanding = post(grid, messages, timeout_s=timeout_s)
+    del messages
     last = time.monotonic()
     deadline = last + timeout_s
-    del sent
     while outstanding:
         began = time.monotonic()
         replies = list(reversed(list(grid.pull_messages(outstanding))))

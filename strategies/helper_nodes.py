@@ -86,6 +86,10 @@ class HelperRoster(Roster):
         clients = [node for node in nodes if node not in self._helpers]
         super()._learn(grid, clients, timeout_s, connected=connected)
 
+    def _may_be_client(self, node: int) -> bool:
+        """Return whether a node is no helper: those are clients of nothing."""
+        return node not in self._helpers
+
     def _ask(self, grid: Grid, nodes: Sequence[int], *, cohort_size: int) -> None:
         """Note which nodes help, and which do not answer."""
         facts = {

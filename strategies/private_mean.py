@@ -328,6 +328,8 @@ class PrivateMean(FederatedStrategy):
             return super().draw(grid, phase, number, attempt)
         session = self._session
         connected = session.roster.wait_for(grid, self._wait_for, timeout_s=session.timeout_s)
+        for old, new in session.roster.take_renamed().items():
+            self.rounds.rename(old, new)
         names = sorted(connected, key=name_order)
         if len(names) > self.population:
             raise PreconditionError(

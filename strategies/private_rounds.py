@@ -67,7 +67,8 @@ class PrivateRounds:
     Guarantees
     ----------
     - A client is drawn at most once in any b rounds of a stream, whoever else is there or drops out. A node
-      without a name that appears in the midst of a stream rests first: it may be one that was there before.
+      that appears in the midst of a stream rests first if it, or one that was in the stream, has no name: the
+      two may be the same.
     - Every round that :meth:`draw` opens is charged by :meth:`charge`, or part of a block that is.
     - No row of noise is used twice, nor left out of a stream that goes on.
     """
@@ -105,6 +106,17 @@ class PrivateRounds:
         due = self._due(first, number)
         return None if due is None else self._budget.stop_reason(due)
 
+    def rename(self, old: str, new: str) -> None:
+        """Take ``new`` for the client that was known as ``old``: it rests for as long as it would have."""
+        stream = self._stream
+        old, new = _client(old), _client(new)
+        if stream is None or old not in stream.seen:
+            return
+        stream.seen.remove(old)
+        stream.seen.add(new)
+        if (latest := stream.latest.pop(old, None)) is not None:
+            stream.latest[new] = max(latest, stream.latest.get(new, latest))
+
     def draw(self, names: Sequence[str], number: int, source: NoiseSource) -> list[str]:
         """Open round ``number``; return who takes part.
 
@@ -130,8 +142,10 @@ class PrivateRounds:
                 "nodes stable names (partition-id, or a key of their own), or declare all that there may be."
             )
         now = number - stream.first
+        nameless = any(client.startswith(UNNAMED) for client in stream.seen)
         for client in clients.keys() - stream.seen if now else ():
-            if client.startswith(UNNAMED):  # it may be one that was drawn the round before and has come back
+            # It may be one that was drawn the round before and has come back.
+            if nameless or client.startswith(UNNAMED):
                 stream.latest.setdefault(client, now - 1)
         stream.seen.update(clients)
         resting = {client for client, latest in stream.latest.items() if now - latest < self._block}

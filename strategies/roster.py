@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_plugins import wire
 from fl_plugins.errors import CheckpointError, ConfigError, QuorumError
 
-from .exchange import exchange
+from .roll_call import RollCall
 
 _PAUSE_S = 0.2
 _SAY_EVERY_S = 10.0
@@ -55,6 +55,9 @@ class Roster:
 
     A node that comes back under another node id, since it has no key of its own, gets its name back if its
     predecessor is gone by then.
+
+    A node that is silent when it is asked is named after its id, and gets its own name when it answers,
+    before a later exchange; nobody waits for that. :meth:`take_renamed` says which names are the same client.
     """
 
     roll_call: bool = False
@@ -68,6 +71,9 @@ class Roster:
     """Node → the virtual clients that it says it hosts."""
     _held: dict[int, int] = field(default_factory=dict)
     """Virtual client → the connected node that hosts it."""
+    _roll_call: RollCall = field(default_factory=RollCall)
+    _renamed: dict[str, str] = field(default_factory=dict)
+    """Name → the one that the same node has been given since."""
     _connected: tuple[int, ...] = ()
     _clients: dict[str, int] = field(default_factory=dict)
 
@@ -105,7 +111,8 @@ class Roster:
     def _look(self, grid: Grid, timeout_s: float) -> dict[str, int]:
         """Return the clients of the nodes that are connected now; the same object while nothing changes."""
         connected = tuple(sorted(grid.get_node_ids()))
-        if connected == self._connected:
+        changed = self._hear_late(grid, connected, timeout_s)
+        if connected == self._connected and not changed:
             return self._clients
         new = [node for node in connected if node not in self._names and node not in self._claims]
         self._learn(grid, new, timeout_s, connected=connected)
@@ -123,32 +130,64 @@ class Roster:
         """Ask ``nodes`` who they are; a name that another node or a virtual client has gets the node id."""
         fresh = {node: f"{UNNAMED}{node}" for node in nodes}
         answered: set[int] = set()
-        if self.roll_call and nodes:
-            question = RecordDict({wire.CONFIG: ConfigRecord({wire.SCHEMA: wire.SCHEMA_VERSION})})
-            messages = [Message(question, node, wire.ROLL_CALL) for node in nodes]
-            for reply in exchange(grid, messages, timeout_s=timeout_s):
-                node = reply.metadata.src_node_id
-                if node not in fresh or reply.has_error():
-                    continue
-                answered.add(node)
-                if isinstance(dealt := _find(reply, wire.PARTITIONS), int):
-                    self._dealt[node] = dealt
-                hosted = _find(reply, wire.CLIENT_IDS)
-                if hosted is not None:
-                    self._claims[node] = self._checked(node, hosted)
-                    del fresh[node]
-                    continue
-                name = _find(reply, wire.CLIENT_ID)
-                if isinstance(name, str) and 0 < len(name) <= 200:
-                    fresh[node] = name
+        asked = [node for node in nodes if self.roll_call and not self._roll_call.awaits(node)]
+        if asked:
+            for node, reply in self._roll_call.ask(grid, asked, timeout_s=timeout_s):
+                if not reply.has_error():
+                    answered.add(node)
+                    self._note(node, reply, fresh)
         if self.virtual_clients and (silent := sorted(fresh.keys() - answered)):
             logger.warning(
                 "%d nodes (the first is %d) do not say which virtual clients they host, and are left out "
-                "until others come or go",
+                "until they do",
                 len(silent),
                 silent[0],
             )
             fresh = {node: name for node, name in fresh.items() if node in answered}
+        self._give(fresh, connected)
+
+    def _hear_late(self, grid: Grid, connected: Sequence[int], timeout_s: float) -> bool:
+        """Take answers to earlier questions; return whether there were any that say something."""
+        answers = [
+            (node, reply)
+            for node, reply in self._roll_call.late(grid, connected, timeout_s=timeout_s)
+            if self._may_be_client(node) and not reply.has_error()
+        ]
+        before = {node: self._names.pop(node) for node, _ in answers if node in self._names}
+        fresh = {node: f"{UNNAMED}{node}" for node, _ in answers}
+        for node, reply in answers:
+            self._note(node, reply, fresh)
+        self._give(fresh, connected)
+        for node, name in before.items():
+            if (now := self._names.get(node, name)) != name:
+                logger.info("node %d answers late: it is client %s", node, now)
+                self._renamed[name] = now
+        return bool(answers)
+
+    def _may_be_client(self, node: int) -> bool:  # noqa: ARG002  for rosters with other nodes
+        """Whether what a node answers late is of interest."""
+        return True
+
+    def take_renamed(self) -> dict[str, str]:
+        """Return name → the name that the same client has been given since this was last asked."""
+        renamed, self._renamed = self._renamed, {}
+        return renamed
+
+    def _note(self, node: int, reply: Message, fresh: dict[int, str]) -> None:
+        """Take what a node says of itself; a host of virtual clients has no name, so it is not ``fresh``."""
+        if isinstance(dealt := _find(reply, wire.PARTITIONS), int):
+            self._dealt[node] = dealt
+        hosted = _find(reply, wire.CLIENT_IDS)
+        if hosted is not None:
+            self._claims[node] = self._checked(node, hosted)
+            del fresh[node]
+            return
+        name = _find(reply, wire.CLIENT_ID)
+        if isinstance(name, str) and 0 < len(name) <= 200:
+            fresh[node] = name
+
+    def _give(self, fresh: dict[int, str], connected: Sequence[int]) -> None:
+        """Give nodes the names that they say, as far as those are free."""
         self._leave_out_redealt(fresh)
         for node in self._names.keys() - set(connected):
             if self._names[node] in fresh.values():  # it has come back under another node id

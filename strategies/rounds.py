@@ -28,6 +28,7 @@ from .cohort import Tally
 from .exchange import exchange
 from .history import MetricsHistory, to_result
 from .options import Settings
+from .packed_grid import packed
 from .replies import Metrics
 
 logger = logging.getLogger("flwr.fl_plugins")
@@ -93,7 +94,7 @@ class _Run:
     """One run: the strategy, the grid, the options, and the current state."""
 
     def __init__(self, strategy: Runnable, grid: Grid, initial: ArrayRecord, options: RunOptions) -> None:
-        self.strategy, self.grid, self.options = strategy, grid, options
+        self.strategy, self.grid, self.options = strategy, packed(grid), options
         self.emit = options.emit
         self.state = RunState(round=0, arrays=to_named(initial), history=MetricsHistory())
         self.layout = Layout.of(self.state.arrays)

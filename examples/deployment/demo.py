@@ -30,9 +30,9 @@ from fl_plugins.errors import RunFailedError
 from fl_plugins.runlog.events import Event
 
 DATA = Path(os.environ.get("FL_PLUGINS_DATA", Path(__file__).parents[3] / "shared" / "data"))
-NUM_ROUNDS = 3
+NUM_ROUNDS = 5
 NODE_KILLED_IN_ROUND, VICTIM = 1, 2
-SERVER_KILLED_AFTER_ROUND = 2
+SERVER_KILLED_IN_ROUND = 3
 RUN_CONFIG = {
     # Every round needs all four: a round that a node's death disturbs is tried again when it is back.
     "strategy": "fedavg(quorum=1.0, min_available_nodes=4, max_attempts=5)",
@@ -76,7 +76,7 @@ class Saboteur:
         narrate(event)
         if event["event"] == "round_started" and event["round"] == NODE_KILLED_IN_ROUND:
             self._kill_node()
-        if event["event"] == "checkpoint_saved" and event["round"] == SERVER_KILLED_AFTER_ROUND:
+        if event["event"] == "round_started" and event["round"] >= SERVER_KILLED_IN_ROUND:
             self._kill_server_app()
 
     def _kill_node(self) -> None:
@@ -94,13 +94,12 @@ class Saboteur:
         tell(f"  {node.name} is back: the SuperLink has taken its key again")
 
     def _kill_server_app(self) -> None:
-        """End the ServerApp's process while the next round is under way."""
+        """End the ServerApp's process while a round is under way: a warm one takes less than a second."""
         if self.server_killed:
             return
-        self.server_killed = True
-        time.sleep(2)
         for pid in processes.programs(self.layout.server, "flwr-serverapp"):
             os.kill(pid, signal.SIGKILL)
+            self.server_killed = True
         tell(f"  KILLED the ServerApp (kill -9) after round {event_round(self.layout)}")
 
 

@@ -15,6 +15,7 @@ from ..resident.client import serve, warm_up
 from ..resident.lifetime import deployed_node
 from .config import RunConfig, hosted, partition_of
 from .layers import layers_mod, refuse
+from .packed import packed_mod
 
 Handler = Callable[[Message, Context], RecordDict]
 
@@ -35,6 +36,7 @@ def _who_am_i(_: Message, context: Context) -> RecordDict:
     told: ConfigRecord = ConfigRecord({wire.CLIENT_ID: str(partition_id), wire.PARTITIONS: num_partitions})
     if config.virtual_clients:
         told = ConfigRecord({wire.CLIENT_IDS: hosted(config, partition_id, num_partitions)})
+    told[wire.PACKS] = True
     return RecordDict({wire.CONFIG: told})
 
 
@@ -63,7 +65,7 @@ if deployed_node() is None:
     # A process that stays, or has no worker to ask: it will need these, and better at once than in mid-run.
     from . import serving as serving
 
-app = ClientApp(mods=[layers_mod])
+app = ClientApp(mods=[packed_mod, layers_mod])
 
 
 @app.query("roll_call")

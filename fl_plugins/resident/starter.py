@@ -9,6 +9,8 @@ It imports no JAX and runs no threads, since it forks. Random generators are see
 would otherwise all draw the same numbers. It ends with its node, and when installed code has changed.
 """
 
+import codecs
+import gc
 import json
 import logging
 import os
@@ -23,6 +25,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+import httpx
 
 from .._flower import pull_promptly
 from ..errors import FLPluginsError
@@ -75,6 +79,9 @@ def main(folder: Path, node: ProcessId) -> str:
 
     pull_promptly()
     preload_layers()
+    preload_http()
+    gc.collect()
+    gc.freeze()  # else each fork's own collection would walk, and so copy, all that was imported here
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     poll = select.poll()
@@ -101,6 +108,12 @@ def preload_layers() -> None:
         if entry.owner == OWN_DISTRIBUTION:
             with suppress(FLPluginsError):  # whoever announces it is told
                 load(Kind.MOD, entry.qualified)
+
+
+def preload_http() -> None:
+    """Import what httpx and zipfile import when they are first used, which every fork would do."""
+    httpx.Client(trust_env=False).close()
+    codecs.lookup("cp437")
 
 
 def _serve(connection: socket.socket, listener: socket.socket) -> None:

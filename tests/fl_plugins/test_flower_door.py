@@ -26,6 +26,8 @@ from fl_plugins._flower import (
     server_identity,
     through_the_wire,
 )
+from fl_plugins.packing import pack
+from fl_plugins.records import from_named
 
 
 def test_d7_a_message_can_be_made_outside_a_run_and_the_identity_is_given_back() -> None:
@@ -209,3 +211,24 @@ def test_superexec_is_answered_as_soon_as_there_is_a_task(monkeypatch: pytest.Mo
     told, took = timed(able)
     assert told.task.type == "flwr-clientapp"
     assert 0.1 <= took < 30
+
+
+def test_the_grid_of_a_deployment_is_known_and_moves_every_array_as_two_objects() -> None:
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    assert _flower.moves_objects(HttpGrid("127.0.0.1:1", insecure=True, token="t"))
+    assert not _flower.moves_objects(object())
+    arrays = from_named({f"w{i}": np.full(3, i, np.float32) for i in range(5)})
+    plain = RecordDict({"arrays": arrays, "config": ConfigRecord({"n": 1})})
+    with server_identity():
+        counts = [
+            len(list(iterate_object_tree(get_object_tree(Message(content, 1, "train")))))
+            for content in (plain, pack(plain))
+        ]
+    # Message, RecordDict and ConfigRecord; beside them the record with two objects per array, or one piece.
+    assert counts == [3 + 1 + 2 * 5, 3 + 1]
+
+
+def test_errors_of_lost_messages_are_not_those_of_an_app() -> None:
+    assert CLIENT_APP_ERROR not in _flower.LOST_MESSAGE_ERRORS

@@ -4,12 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 
 from fl_plugins.checkpoints import latest_checkpoint, load_checkpoint
 from fl_plugins.errors import ConfigError
@@ -17,6 +18,7 @@ from fl_plugins.privacy import Accountant, BandedMatrix, Gaussian, Release
 from fl_plugins.records import to_named
 from fl_plugins.run_options import RunOptions
 from fl_plugins.testing import InProcessGrid
+from fl_plugins.wire import CLIENT_ID, ROLL_CALL
 from strategies import DpFedAvg
 
 from .conftest import adding
@@ -207,6 +209,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 from fl_plugins.run_options import RunOptions
 from fl_plugins.testing import InProcessGrid
+from fl_plugins.wire import CLIENT_ID, ROLL_CALL
 from strategies import DpFedAvg, FedAvg
 
 def client(message, context):
@@ -241,3 +244,41 @@ def test_another_number_of_rounds_or_other_noise_is_another_configuration(tmp_pa
     for noise in ("independent", "banded_matrix(rounds=12)"):
         with pytest.raises(ConfigError, match="another privacy configuration"):
             run(make(**RUN, noise=noise), 2, tmp_path, resume=True)
+
+
+class LateName(InProcessGrid):
+    """Node 3 is asked who it is at the beginning, and answers once round 2 has begun."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        began = any(message.metadata.group_id == "2" for message in self.sent)
+        held = {
+            identifier
+            for identifier, message in self._waiting.items()
+            if message.metadata.message_type == ROLL_CALL and message.metadata.dst_node_id == 3 and not began
+        }
+        return super().pull_messages(set(message_ids) - held)
+
+
+def test_a_node_that_gets_its_name_in_mid_stream_takes_part_as_often_as_any_other() -> None:
+    """By node ids, whatever the names: once in any four rounds, and it is not counted as a ninth client."""
+
+    def client(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == ROLL_CALL:
+            told = ConfigRecord({CLIENT_ID: str(context.node_config["partition-id"])})
+            return Message(RecordDict({"config": told}), reply_to=message)
+        return adding(0.01)(message, context)
+
+    events = Events()
+    with LateName(client, N) as grid:
+        options = RunOptions(num_rounds=8, seed=1, emit=events, roll_call=True, timeout_s=0.5)
+        make(**RUN).run(grid, ArrayRecord({"params/w": Array(np.zeros(5, np.float32))}), options)
+        turns = [
+            (int(message.metadata.group_id), message.metadata.dst_node_id)
+            for message in grid.sent
+            if message.metadata.message_type == MessageType.TRAIN
+        ]
+    for first in range(1, 6):
+        nodes = sorted(node for number, node in turns if first <= number < first + 4)
+        assert nodes == list(range(1, N + 1))
+    sampled = [name for event in events.of("round_started") for name in event["sampled"]]
+    assert set(sampled[8:]) == {str(client) for client in range(N)}, "it has its name"

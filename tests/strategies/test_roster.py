@@ -1,14 +1,16 @@
 """Stable names make cohorts reproducible although Flower draws node ids anew in every simulation."""
 
+import time
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_plugins._flower import LOST_MESSAGE_ERRORS
 from fl_plugins.errors import CheckpointError, ConfigError, QuorumError
 from fl_plugins.testing import InProcessGrid
 from fl_plugins.wire import CLIENT_ID, CLIENT_IDS, PARTITIONS
@@ -173,3 +175,64 @@ def test_a_node_that_comes_back_under_another_id_gets_its_name_back() -> None:
         assert roster.wait_for(grid, 2, timeout_s=5) == {"0": 7, "1": 2}
         grid.replace_node(7, 1)
         assert roster.wait_for(grid, 2, timeout_s=5) == {"0@1": 1, "1": 2}
+
+
+def test_a_node_that_answers_rounds_later_gets_its_name_and_nobody_waits_for_it() -> None:
+    with InProcessGrid(_named, 3, silent=[2]) as grid:
+        roster = Roster(roll_call=True)
+        assert roster.wait_for(grid, 3, timeout_s=0.2) == {"0": 1, "2": 3, "node-2": 2}
+        began = time.monotonic()
+        assert roster.wait_for(grid, 3, timeout_s=60) == {"0": 1, "2": 3, "node-2": 2}
+        grid._silent = frozenset()
+        assert roster.wait_for(grid, 3, timeout_s=60) == {"0": 1, "1": 2, "2": 3}
+        assert time.monotonic() - began < 10
+        assert len(grid.sent) == 3, "the question that it had is answered; no other was sent"
+        assert roster.take_renamed() == {"node-2": "1"}
+        assert roster.take_renamed() == {}
+        clients = roster.wait_for(grid, 3, timeout_s=60)
+        assert roster.wait_for(grid, 3, timeout_s=60) is clients
+
+
+@pytest.mark.parametrize("code", sorted(LOST_MESSAGE_ERRORS))
+def test_a_node_whose_question_was_lost_is_asked_again_once_it_is_back(code: int) -> None:
+    answers: list[Any] = [lambda message, _: Message(Error(code, "gone"), reply_to=message), _named]
+
+    def client(message: Message, context: Context) -> Message:
+        return answers.pop(0)(message, context)  # type: ignore[no-any-return]
+
+    with InProcessGrid(_named, 2, overrides={2: client}) as grid:
+        roster = Roster(roll_call=True)
+        assert _look(roster, grid, [1, 2]) == {"0": 1, "node-2": 2}
+        assert _look(roster, grid, [1]) == {"0": 1}
+        assert len(grid.sent) == 2, "a node that is away is not asked"
+        assert _look(roster, grid, [1, 2]) == {"0": 1, "1": 2}
+        assert len(grid.sent) == 3
+
+
+def test_whose_app_does_not_know_the_question_is_not_asked_again() -> None:
+    with InProcessGrid(_stock, 2) as grid:
+        roster = Roster(roll_call=True)
+        clients = roster.wait_for(grid, 2, timeout_s=5)
+        assert roster.wait_for(grid, 2, timeout_s=5) is clients
+        assert len(grid.sent) == 2
+
+
+def test_what_a_node_says_late_is_judged_like_what_others_said_in_time() -> None:
+    def impostor(message: Message, _: Context) -> Message:
+        return Message(RecordDict({"config": ConfigRecord({CLIENT_ID: "0"})}), reply_to=message)
+
+    late: Any = {2: _dealt(5), 3: impostor}
+    with InProcessGrid(_dealt(4), 3, overrides=late, silent=[2, 3]) as grid:
+        roster = Roster(roll_call=True, partitions=frozenset({4}))
+        assert roster.wait_for(grid, 3, timeout_s=0.2) == {"0": 1, "node-2": 2, "node-3": 3}
+        grid._silent = frozenset()
+        served = [roster.wait_for(grid, 1, timeout_s=5) for _ in range(2)]  # the grid gives one at a time
+        assert served[-1] == {"0": 1, "0@3": 3}, "2 has data that were dealt otherwise, 3 another's name"
+
+
+def test_a_cohort_node_that_answers_late_brings_its_clients() -> None:
+    with InProcessGrid(_hosting([0, 1]), 2, overrides={2: _hosting([2])}, silent=[2]) as grid:
+        roster = Roster(roll_call=True, virtual_clients=3)
+        assert roster.wait_for(grid, 2, timeout_s=0.2) == {"0": 1, "1": 1}
+        grid._silent = frozenset()
+        assert roster.wait_for(grid, 3, timeout_s=5) == {"0": 1, "1": 1, "2": 2}

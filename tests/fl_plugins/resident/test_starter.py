@@ -112,6 +112,25 @@ def test_without_a_starter_the_command_is_the_real_one_and_asks_for_one(
     assert done.stdout == f"--parent-pid {node.pid} --insecure 1\n", done.stderr
 
 
+@pytest.mark.parametrize("preloaded", [True, False])
+def test_a_fork_imports_nothing_more_to_ask_its_node_and_to_read_a_bundle(preloaded: bool) -> None:
+    code = f"""
+import codecs, sys
+import httpx
+from fl_plugins.resident.starter import preload_http
+if {preloaded}:
+    preload_http()
+before = set(sys.modules)
+httpx.Client(verify=False, timeout=1.0, follow_redirects=True).close()
+codecs.lookup("cp437")  # names in a zip file
+print(len(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) == 0) == preloaded, (
+        "the negative control: without it there is something to import"
+    )
+
+
 def test_no_starter_is_started_unless_our_command_asks_for_it(node: ProcessId, runtime_folder: str) -> None:
     start_starter(node)
     assert not Path(runtime_folder, "fl-plugins").exists()
