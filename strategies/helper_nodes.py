@@ -101,7 +101,7 @@ class HelperRoster(Roster):
         for node, reply in by_sender(sent, exchange(grid, sent, timeout_s=self.answer_timeout_s)):
             self._silent.discard(node)
             try:
-                said, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False)
+                said, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False, layer=LAYER)
             except ANSWER_ERRORS as error:
                 logger.warning("node %d does not say whether it helps: %s", node, error)
                 continue

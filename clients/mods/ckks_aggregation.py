@@ -20,7 +20,8 @@ from fl_plugins.secure_round import stage_in
 
 from ._answered import Answered
 from ._node_security import NodeSecurity
-from .secure_aggregation import SecureAggregation, Session, body_of, check_kind, keep_progress
+from ._secure_messages import body_of, keep_progress
+from .secure_aggregation import SecureAggregation, Session
 
 
 @register(
@@ -44,9 +45,9 @@ class CkksAggregation(CkksSettings, SecureAggregation):
         earlier: Answered,
     ) -> tuple[Session | None, Reply]:
         """Return the session after this stage, and what to send."""
-        check_kind(message)
+        self._check_kind(message)
         security, key = NodeSecurity.of(context.node_config), self._key(context.node_config)
-        body, config = body_of(message), message_config(message)
+        body, config = body_of(message, layer=LAYER), message_config(message)
         if wire.STAGE in config:
 
             def restore(data: bytes) -> EncryptedClientSession:
@@ -55,12 +56,12 @@ class CkksAggregation(CkksSettings, SecureAggregation):
             return self._go_on(restore, stage_in(config), body, context, saved, earlier)
         earlier.forget()
         parameters = RoundParameters.from_bytes(body)
-        words, _ = self.train(message, context, call_next, parameters, security)
+        words, _ = self.take_part(message, context, call_next, parameters, security)
         session = EncryptedClientSession(
             parameters=parameters, node=context.node_id, key=key, policy=security.policy
         )
         reply = session.begin(words)
-        Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
+        self._answered(context, parameters.sid).begin()
         keep_progress(context, parameters)
         return session, reply
 
