@@ -67,7 +67,8 @@ class HelperRoster(Roster):
                 raise QuorumError(
                     f"{LAYER}: {len(present)} helpers are connected after {timeout_s:g} s, but "
                     f"helpers={num_helpers} are needed; start SuperNodes with --node-config "
-                    f"'{ROLE}=\"{HELPER}\"', or lower helpers."
+                    f"'{ROLE}=\"{HELPER}\"' (in a simulation: simulated-helpers={num_helpers} in the run "
+                    "config), or lower helpers."
                 )
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()

@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fl_plugins import wire
 from fl_plugins.additive_round import HELPER, LAYER, AdditiveSettings, is_helper
 from fl_plugins.apps.layers import message_config
+from fl_plugins.apps.simulated import own_config
 from fl_plugins.errors import PolicyViolationError, StageError
 from fl_plugins.registry import Kind, register
 from fl_plugins.secagg import HelperSession, Reply, Stage, mask_for_helpers
@@ -49,7 +50,7 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
     ) -> tuple[Session | None, Reply]:
         """Return the helper's session after this stage (a client keeps none), and what to send."""
         self._check_kind(message)
-        helps, config = is_helper(context.node_config), message_config(message)
+        helps, config = is_helper(own_config(context)), message_config(message)
         if wire.STAGE not in config:
             if helps:
                 raise PolicyViolationError(f"{LAYER}: this node is a helper, which trains nothing.")

@@ -10,6 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fl_plugins import wire
 from fl_plugins.apps.layers import message_config
+from fl_plugins.apps.simulated import SIMULATED_SUM_KEY, own_config
 from fl_plugins.ckks_round import KEY, LAYER, CkksSettings, read_key
 from fl_plugins.errors import ConfigError, PolicyViolationError
 from fl_plugins.registry import Kind, register
@@ -46,7 +47,7 @@ class CkksAggregation(CkksSettings, SecureAggregation):
     ) -> tuple[Session | None, Reply]:
         """Return the session after this stage, and what to send."""
         self._check_kind(message)
-        security, key = NodeSecurity.of(context.node_config), self._key(context.node_config)
+        security, key = NodeSecurity.of(context.node_config), self._key(own_config(context))
         body, config = body_of(message, layer=LAYER), message_config(message)
         if wire.STAGE in config:
 
@@ -69,7 +70,10 @@ class CkksAggregation(CkksSettings, SecureAggregation):
         """Return this node's key, if it is the one that is meant."""
         path = node_config.get(KEY)
         if not path:
-            raise ConfigError(f"node config: {LAYER} needs {KEY}, the file with the clients' key; name it.")
+            raise ConfigError(
+                f"node config: {LAYER} needs {KEY}, the file with the clients' key; name it (a simulation: "
+                f"{SIMULATED_SUM_KEY} in the run config)."
+            )
         key = read_key(Path(str(path)))
         if self.key and key.fingerprint != self.key:
             raise PolicyViolationError(

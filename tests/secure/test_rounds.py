@@ -24,7 +24,7 @@ from fl_plugins.secagg import Stage
 from fl_plugins.secagg.fixed_point import centered
 from fl_plugins.spec import build
 from strategies import FedAvg, Krum, Median, NormBoundedMean, RootTrust, SecureAggregation
-from strategies import secure_aggregation as server
+from strategies.secure_attempt import SecureAttempt
 
 from .federation import (
     EXAMPLES,
@@ -75,20 +75,20 @@ def test_the_sum_is_exactly_that_of_what_the_clients_encoded(monkeypatch: pytest
     encoded: list[Any] = []
     original = mod.SecureAggregation._encode
 
-    def keeping(*arguments: Any) -> Any:
-        result = original(*arguments)
-        encoded.append(result.words.copy())
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        encoded.append(result.copy())
         return result
 
     sums: list[Any] = []
-    decode = server._decode
+    decode = SecureAttempt._decode
 
-    def watching(encoding: Any, total: Any, number: int) -> Any:
+    def watching(self: Any, total: Any) -> Any:
         sums.append(total.vector.copy())
-        return decode(encoding, total, number)
+        return decode(self, total)
 
     monkeypatch.setattr(mod.SecureAggregation, "_encode", keeping)
-    monkeypatch.setattr(server, "_decode", watching)
+    monkeypatch.setattr(SecureAttempt, "_decode", watching)
     for num_bits in (16, 32):
         encoded.clear()
         run(secure(num_bits=num_bits), WatchedGrid())
