@@ -64,7 +64,7 @@ def data_of(context: Context) -> tuple[int, int]:
         return partition_id, num_partitions
     if own_config(context)[ROLE] == HELPER:
         raise ConfigError(
-            f"run config: {SIMULATED_HELPERS}={helpers}, so the node with {wire.PARTITION_ID}={partition_id} of "
-            f"{num_partitions} is a helper and has no data; run additive_aggregation, or leave it out."
+            f"run config: {SIMULATED_HELPERS}={helpers}, so the node with {wire.PARTITION_ID}={partition_id} "
+            f"of {num_partitions} is a helper and has no data; run additive_aggregation, or leave it out."
         )
     return partition_id, num_partitions - helpers
