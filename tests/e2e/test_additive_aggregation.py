@@ -61,18 +61,22 @@ def run_one_round(layout: Layout, strategy: str, *, name: str, timeout_s: float)
     started = time.monotonic()
     events = run_in(layout, {**chosen, "strategy": strategy}, name=name)
     print(f"{name}: one round took {time.monotonic() - started:.0f} s")
-    (secure,) = [event for event in events if event["event"] == "secure_aggregation"]
+    attempts = [event for event in events if event["event"] == "secure_aggregation"]
+    (secure,) = [event for event in attempts if event["phase"] == "train"]
     return events, secure
 
 
 def test_sums_are_encrypted_or_opened_by_helpers_whom_the_server_cannot_choose(layout: Layout) -> None:
     drive.up(layout)
     options = f"max_weight=1000, clip=4.0, stage_timeout_s={STAGE_TIMEOUT_S}"
-    strategy = f"ckks_aggregation(fedavg(quorum=0.5, min_available_nodes=6), {options})"
+    inner = "fedavg(quorum=0.5, min_available_nodes=6)"
+    strategy = f"ckks_aggregation({inner}, evaluate=['accuracy'], {options})"
     events, secure = run_one_round(layout, strategy, name="encrypted", timeout_s=60.0)
     slowest_s = max(event["seconds"] for event in events if event["event"] == "reply")
     # Helpers have no key, and are clients of nothing.
     assert (secure["layer"], secure["cohort"], secure["survivors"]) == ("ckks_aggregation", 6, 4)
+    evaluated = [event for event in events if event["event"] == "evaluated" and event["where"] == "clients"]
+    assert [set(event["metrics"]) for event in evaluated] == [{"accuracy"}]
     plain = {"task": TASK, "strategy": "fedavg(quorum=0.5)", "num-rounds": 1, "seed": 7}
     lost = {(str(helper), 1) for helper in HELPERS}
     expected, _ = in_one_process({**plain, "client-evaluation": False}, 6, lost=lost)
