@@ -210,8 +210,8 @@ class SecureExchange:
     def _drop(self, node: int, stage: Stage, error: Exception) -> None:
         """Note that a node's answer is of no use, and whom it blames."""
         status = "failed" if isinstance(error, FailedReplyError) else "quarantined"
+        self.session.refuse(node, str(error))
         if isinstance(error, FailedReplyError):
-            self.session.refuse(node, str(error))
             self.blamed.update(suspects_in(str(error)))
         self._counts[status] += 1
         self.dropped.setdefault(stage, []).append(self._names[node])
