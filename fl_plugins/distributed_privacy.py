@@ -113,7 +113,8 @@ class DistributedSettings(SecureSettings):
                 f"{self.corrupt:g} of max_cohort={self.max_cohort}), but at least 2 must be left whose noise "
                 "nobody else knows; raise min_clients, or lower corrupt."
             )
-        fixed = {"clip": self.clip_norm, "max_weight": 1.0, "weighting": "uniform", "metrics": ()}
+        fixed = {"clip": self.clip_norm, "max_weight": 1.0, "weighting": "uniform"}
+        fixed |= {"metrics": (), "evaluate": ()}
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ConfigError(

@@ -32,6 +32,9 @@ DISTRIBUTED = "distributed_dp"
 STAGES = (Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.UNMASK)
 """A stage's place is its number on the wire; the first travels with the model and has none."""
 
+EVALUATIONS = 1 << 32
+"""An evaluation's attempt is numbered from here: after every attempt at training the same round."""
+
 
 class Encoding(Protocol):
     """How the ring words of a sum are read."""
@@ -43,6 +46,22 @@ class Encoding(Protocol):
 
     def decode(self, words: NDArray[Any], num_clients: int) -> DecodedSum:
         """Read the sum of ``num_clients`` vectors."""
+        ...
+
+
+class Contents(Protocol):
+    """What the vectors of one exchange hold."""
+
+    def num_words(self, cohort: int, layout: Layout) -> int:
+        """Return how many ring words a client's vector has."""
+        ...
+
+    def encoding(self, parameters: RoundParameters, layout: Layout) -> Encoding:
+        """Return how the sum of one attempt is read."""
+        ...
+
+    def layout_digest(self, layout: Layout) -> bytes:
+        """Return the hash of what a vector holds."""
         ...
 
 
@@ -69,8 +88,10 @@ class SecureSettings:
         ``"examples"`` or ``"uniform"``, of the inner strategy.
     metrics : tuple of str
         Metrics of the clients that are averaged inside the masked vector; all others are withheld.
+    evaluate : tuple of str
+        The same for evaluations; with none, clients do not evaluate.
     max_metric : float
-        Their largest magnitude.
+        The largest magnitude of both.
     """
 
     layer: ClassVar[str] = LAYER
@@ -84,6 +105,7 @@ class SecureSettings:
     dropout: float = 0.05
     weighting: Literal["examples", "uniform"] = "uniform"
     metrics: tuple[str, ...] = ()
+    evaluate: tuple[str, ...] = ()
     max_metric: float = 100.0
 
     def __post_init__(self) -> None:
@@ -102,11 +124,13 @@ class SecureSettings:
             check_number(self.layer, name, getattr(self, name), minimum=0.0, maximum=0.5)
         # Two is a sum in which everyone sees the other: the protocol's own least, not a recommendation.
         check_int(self.layer, "min_clients", self.min_clients, minimum=2)
-        if len(set(self.metrics)) != len(self.metrics) or wire.NUM_EXAMPLES in self.metrics:
-            raise ConfigError(
-                f"{self.layer}: metrics={self.metrics!r}, but each is named once, and {wire.NUM_EXAMPLES!r} "
-                "is the weight, which travels anyway."
-            )
+        for name in ("metrics", "evaluate"):
+            names = getattr(self, name)
+            if len(set(names)) != len(names) or wire.NUM_EXAMPLES in names:
+                raise ConfigError(
+                    f"{self.layer}: {name}={names!r}, but each is named once, and {wire.NUM_EXAMPLES!r} is "
+                    "the weight, which travels anyway."
+                )
 
     def spec(self) -> str:
         """Return the announcement."""
@@ -117,6 +141,10 @@ class SecureSettings:
         """The metrics with their bounds."""
         return dict.fromkeys(self.metrics, float(self.max_metric))
 
+    def contents(self, phase: str) -> "Contents":
+        """Return what the vectors of an exchange hold: ``"train"`` or ``"evaluate"``."""
+        return self if phase == "train" else EvaluationContents(settings=self)
+
     def fixed_point(self, cohort: int, layout: Layout) -> FixedPoint:
         """Return the encoding for a cohort and a model.
 
@@ -125,14 +153,7 @@ class SecureSettings:
         EncodingError
             If the cohort's sum would wrap.
         """
-        return FixedPoint(
-            num_bits=self.num_bits,
-            cohort=cohort,
-            clip=float(self.clip),
-            max_weight=float(self.max_weight),
-            num_entries=layout.size,
-            metrics=self.bounds,
-        )
+        return _fixed_point(self, cohort, layout.size, self.bounds)
 
     def num_words(self, cohort: int, layout: Layout) -> int:
         """Return how many ring words a client's vector has."""
@@ -166,6 +187,46 @@ class SecureSettings:
                 f"{self.layer}: the round has min_clients={parameters.min_clients}, but the message "
                 f"announces {self.min_clients}; nothing was sent."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContents:
+    """What the vectors of an evaluation hold: the weight and the metrics, and nothing else."""
+
+    settings: SecureSettings
+
+    def fixed_point(self, cohort: int) -> FixedPoint:
+        """Return the encoding for a cohort."""
+        bounds = dict.fromkeys(self.settings.evaluate, float(self.settings.max_metric))
+        return _fixed_point(self.settings, cohort, 0, bounds)
+
+    def num_words(self, cohort: int, layout: Layout) -> int:  # noqa: ARG002  no word is of the model
+        """Return how many ring words a client's vector has."""
+        return self.fixed_point(cohort).length
+
+    def encoding(self, parameters: RoundParameters, layout: Layout) -> Encoding:  # noqa: ARG002
+        """Return how the sum of one attempt is read."""
+        return self.fixed_point(parameters.cohort)
+
+    def layout_digest(self, layout: Layout) -> bytes:
+        """Return the hash of what a vector holds: no sum of training has it."""
+        settings = self.settings
+        meaning = json.dumps([settings.weighting, settings.evaluate, float(settings.max_metric)])
+        return tagged_hash(b"flower-evaluation", layout.fingerprint.encode(), meaning.encode())
+
+
+def _fixed_point(
+    settings: SecureSettings, cohort: int, num_entries: int, bounds: Mapping[str, float]
+) -> FixedPoint:
+    """Return an encoding with the settings' ring, clip and largest weight."""
+    return FixedPoint(
+        num_bits=settings.num_bits,
+        cohort=cohort,
+        clip=float(settings.clip),
+        max_weight=float(settings.max_weight),
+        num_entries=num_entries,
+        metrics=bounds,
+    )
 
 
 def model_digest(parameters: NamedArrays) -> bytes:

@@ -49,7 +49,7 @@ class AdditiveAggregation(SecureAggregation):
     tier : str
         ``"honest-but-curious"``: the server passes keys on as they are. ``"malicious"``: it may send what it
         likes; clients and helpers have identities, and rosters of each other.
-    num_bits, clip, max_weight, min_clients, metrics, max_metric, stage_timeout_s
+    num_bits, clip, max_weight, min_clients, metrics, evaluate, max_metric, stage_timeout_s
         As in ``secure_aggregation``.
     roster : str, optional
         For the malicious tier: file with the helpers' public identities. Clients go by their own; here it
@@ -84,6 +84,7 @@ class AdditiveAggregation(SecureAggregation):
         max_weight: float | None = None,
         min_clients: int = 3,
         metrics: tuple[str, ...] = (),
+        evaluate: tuple[str, ...] = (),
         max_metric: float = 100.0,
         stage_timeout_s: float = 120.0,
         roster: str | None = None,
@@ -96,6 +97,7 @@ class AdditiveAggregation(SecureAggregation):
             max_weight=max_weight,
             min_clients=min_clients,
             metrics=metrics,
+            evaluate=evaluate,
             max_metric=max_metric,
             stage_timeout_s=stage_timeout_s,
         )
@@ -138,16 +140,14 @@ class AdditiveAggregation(SecureAggregation):
         return super().draw(grid, phase, number, attempt)
 
     def _begin_exchange(
-        self, parameters: RoundParameters, options: ExchangeOptions
+        self, parameters: RoundParameters, options: ExchangeOptions, grid: Grid
     ) -> tuple[OpeningExchange, Mapping[int, bytes]]:
         """Ask the helpers for keys; return this attempt's conversation, and what goes to each client."""
-        assert self._grid is not None
         session = AdditiveServerSession(
             parameters, options["cohort"].clients.values(), self._helpers, roster=self._known
         )
-        facts = {"layer": LAYER, "helpers": self._helpers}
-        talk = OpeningExchange(session, facts=facts, **options)
-        return talk, talk.begin(self._grid)
+        talk = OpeningExchange(session, facts={"helpers": self._helpers}, **options)
+        return talk, talk.begin(grid)
 
 
 _KEYS: Mapping[Tier, str] = {

@@ -6,6 +6,8 @@ Cheon, Kim, Kim & Song, "Homomorphic encryption for arithmetic of approximate nu
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+from flwr.serverapp import Grid
+
 from fl_plugins.ckks_round import LAYER, CkksSettings
 from fl_plugins.contracts import Access, Contract, Weighting
 from fl_plugins.registry import Kind, PluginKind, register
@@ -37,7 +39,7 @@ class CkksAggregation(SecureAggregation):
         A strategy whose rule needs the sum only, with its weighting, settings and server optimizer.
     key : str
         Fingerprint of the clients' key: who has another takes no part.
-    num_bits, clip, max_weight, min_clients, metrics, max_metric, stage_timeout_s
+    num_bits, clip, max_weight, min_clients, metrics, evaluate, max_metric, stage_timeout_s
         As in ``secure_aggregation``; a ciphertext is as long at 16 bits as at 32.
 
     Guarantees
@@ -69,6 +71,7 @@ class CkksAggregation(SecureAggregation):
         max_weight: float | None = None,
         min_clients: int = 3,
         metrics: tuple[str, ...] = (),
+        evaluate: tuple[str, ...] = (),
         max_metric: float = 100.0,
         stage_timeout_s: float = 120.0,
     ) -> None:
@@ -80,6 +83,7 @@ class CkksAggregation(SecureAggregation):
             max_weight=max_weight,
             min_clients=min_clients,
             metrics=metrics,
+            evaluate=evaluate,
             max_metric=max_metric,
             stage_timeout_s=stage_timeout_s,
         )
@@ -93,8 +97,11 @@ class CkksAggregation(SecureAggregation):
         )
 
     def _begin_exchange(
-        self, parameters: RoundParameters, options: ExchangeOptions
+        self,
+        parameters: RoundParameters,
+        options: ExchangeOptions,
+        grid: Grid,  # noqa: ARG002
     ) -> tuple[OpeningExchange, Mapping[int, bytes]]:
         """Return this attempt's conversation, and what goes to each client beside the model."""
         session = EncryptedServerSession(parameters, options["cohort"].clients.values())
-        return OpeningExchange(session, facts={"layer": LAYER}, **options), session.requests()
+        return OpeningExchange(session, facts={}, **options), session.requests()

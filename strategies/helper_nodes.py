@@ -67,7 +67,8 @@ class HelperRoster(Roster):
                 raise QuorumError(
                     f"{LAYER}: {len(present)} helpers are connected after {timeout_s:g} s, but "
                     f"helpers={num_helpers} are needed; start SuperNodes with --node-config "
-                    f"'{ROLE}=\"{HELPER}\"', or lower helpers."
+                    f"'{ROLE}=\"{HELPER}\"' (in a simulation: simulated-helpers={num_helpers} in the run "
+                    "config), or lower helpers."
                 )
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
@@ -105,7 +106,7 @@ class HelperRoster(Roster):
         for node, reply in by_sender(sent, exchange(grid, sent, timeout_s=self.answer_timeout_s)):
             self._silent.discard(node)
             try:
-                said, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False)
+                said, _ = read_answer(reply, Stage.ADVERTISE, has_vector=False, layer=LAYER)
             except ANSWER_ERRORS as error:
                 logger.warning("node %d does not say whether it helps: %s", node, error)
                 continue

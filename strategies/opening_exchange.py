@@ -85,7 +85,8 @@ class OpeningExchange(SecureExchange):
         stage, sent = self.session.stage, self._messages(len(self.cohort.clients))
         for node, reply in by_sender(sent, exchange(grid, sent, timeout_s=self._timeout_s)):
             try:
-                self.session.receive(node, *read_answer(reply, stage, has_vector=stage is Stage.UNMASK))
+                answer = read_answer(reply, stage, has_vector=stage is Stage.UNMASK, layer=self.layer)
+                self.session.receive(node, *answer)
             except ANSWER_ERRORS as error:
                 self.session.refuse(node, str(error), suspects=suspects_in(str(error)))
                 logger.warning("round %d: node %d in stage %s: %s", self.cohort.number, node, stage, error)

@@ -8,7 +8,6 @@ drops out while training costs no masks; then come the stages of the protocol, s
 import logging
 import math
 import secrets
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -21,26 +20,24 @@ from fl_plugins import wire
 from fl_plugins.aggregation.core import Foldable
 from fl_plugins.aggregation.streaming import WeightedSum
 from fl_plugins.contracts import Access, Contract, Weighting
-from fl_plugins.errors import ConfigError, ContractError, EncodingError, QuorumError
+from fl_plugins.errors import ConfigError, ContractError, QuorumError
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
-from fl_plugins.secagg import DecodedSum, RoundParameters, SecureSum, ServerSession, Tier
+from fl_plugins.secagg import RoundParameters, ServerSession, Tier
 from fl_plugins.secagg.parameters import SID_BYTES
 from fl_plugins.secure_identities import read_roster
-from fl_plugins.secure_round import LAYER, Encoding, SecureSettings, model_digest
+from fl_plugins.secure_round import EVALUATIONS, LAYER, SecureSettings, model_digest
 
 from .base import FederatedStrategy
 from .cohort import Cohort
 from .replies import to_metric_record
+from .secure_attempt import SecureAttempt
 from .secure_exchange import ExchangeOptions, SecureExchange
 from .secure_stack import NO_COHORT_NODES, check_inner, public_max_weight
 from .session import Phase
 
 logger = logging.getLogger("flwr.fl_plugins")
-
-_WARN_CLIPPED = 1e-3
-"""Mean part of clipped entries from which on it is a warning: what is clipped is missing from the mean."""
 
 
 @register(
@@ -73,8 +70,11 @@ class SecureAggregation(FederatedStrategy):
     metrics : tuple of str
         The clients' metrics that are averaged inside the masked vector, for example ``("loss",)``. All others
         are withheld.
+    evaluate : tuple of str
+        The same for evaluations, ``("loss", "accuracy")``, which are exchanges of their own, without an
+        update. With none, clients do not evaluate.
     max_metric : float
-        Their largest magnitude.
+        The largest magnitude of both; a value beyond it counts as that.
     stage_timeout_s : float
         Deadline of each stage after training; the run's own, if that is shorter.
     roster : str, optional
@@ -86,14 +86,11 @@ class SecureAggregation(FederatedStrategy):
     - No message from a client holds its update, its number of examples or a metric but inside a masked
       vector.
     - The new parameters are the inner strategy's step with the weighted mean of the survivors' updates,
-      rounded to
-      the ring: mean 0, standard deviation of an entry at most ``clip·√n / (2L)`` over the mean weight's part
-      of
-      ``n·max_weight``, with ``L = 2^(num_bits − 1)/n`` levels.
+      rounded to the ring: mean 0, standard deviation of an entry at most ``clip·√n / (2L)`` over the mean
+      weight's part of ``n·max_weight``, with ``L = 2^(num_bits − 1)/n`` levels.
     - A client that drops out in any stage, answers late or sends nonsense is left out; with fewer than the
-      threshold
-      the round is tried again with fresh keys, as ``on_shortfall`` and ``max_attempts`` say.
-    - Clients do not evaluate: their numbers would be in clear. Evaluate at the server.
+      threshold the round is tried again with fresh keys, as ``on_shortfall`` and ``max_attempts`` say.
+    - Clients evaluate under the same rules, once a round, or not at all.
 
     Raises
     ------
@@ -115,6 +112,7 @@ class SecureAggregation(FederatedStrategy):
         corrupt: float = 0.05,
         dropout: float = 0.05,
         metrics: tuple[str, ...] = (),
+        evaluate: tuple[str, ...] = (),
         max_metric: float = 100.0,
         stage_timeout_s: float = 120.0,
         roster: str | None = None,
@@ -126,28 +124,27 @@ class SecureAggregation(FederatedStrategy):
             tier=tier,
             num_bits=num_bits,
             clip=float(clip),
-            max_weight=public_max_weight(inner.weighting, max_weight),
+            max_weight=public_max_weight(inner.weighting, max_weight, owner=self.layer),
             min_clients=min_clients,
             corrupt=float(corrupt),
             dropout=float(dropout),
             weighting=inner.weighting.value,
             metrics=tuple(metrics),
+            evaluate=tuple(evaluate),
             max_metric=float(max_metric),
         )
         if self.settings.weighted_by_key != wire.NUM_EXAMPLES and inner.weighting is Weighting.EXAMPLES:
             raise ContractError(
-                f"{LAYER}: weighted_by_key={self.settings.weighted_by_key!r}, but clients weight by "
+                f"{self.layer}: weighted_by_key={self.settings.weighted_by_key!r}, but clients weight by "
                 f"{wire.NUM_EXAMPLES!r}; leave it out."
             )
         if not stage_timeout_s > 0:
-            raise ConfigError(f"{LAYER}: stage_timeout_s={stage_timeout_s}, but it must be > 0.")
+            raise ConfigError(f"{self.layer}: stage_timeout_s={stage_timeout_s}, but it must be > 0.")
         if roster is not None and tier != Tier.MALICIOUS.value:
-            raise ConfigError(f"{LAYER}: a roster is given, but it is for tier='malicious'; set it.")
+            raise ConfigError(f"{self.layer}: a roster is given, but it is for tier='malicious'; set it.")
         self.stage_timeout_s = float(stage_timeout_s)
         self._roster = None if roster is None else frozenset(read_roster(Path(roster)).values())
-        self._grid: Grid | None = None
-        self._exchange: SecureExchange | None = None
-        self._encoding: Encoding | None = None
+        self._attempt: SecureAttempt | None = None
         self._left_out: tuple[int, frozenset[int]] = (0, frozenset())
 
     # -- Flower's interface ----------------------------------------------------------------------------
@@ -170,44 +167,10 @@ class SecureAggregation(FederatedStrategy):
         layout = Layout.of(base)
         if layout.other_keys:
             raise ContractError(
-                f"{LAYER}: array {layout.other_keys[0]!r} is of integers, which have no mean; keep such "
+                f"{self.layer}: array {layout.other_keys[0]!r} is of integers, which have no mean; keep such "
                 "state out of the model's arrays, or make it float32."
             )
-        messages = list(super().configure_train(server_round, arrays, config, grid))
-        cohort = self._current("train", server_round)
-        if not messages:
-            return messages
-        if cohort.hosts:
-            raise ContractError(f"{LAYER}: {NO_COHORT_NODES}")
-        self._grid = grid
-        length = self.secure.num_words(len(cohort.clients), layout)
-        parameters = self._parameters(cohort, messages[0].metadata.run_id, length)
-        self._encoding = self.secure.encoding(parameters, layout)
-        announced = {
-            wire.SERVER_ROUND: server_round,
-            wire.SCHEMA: wire.SCHEMA_VERSION,
-            **self.announce("train", server_round),
-        }
-        options: ExchangeOptions = {
-            "cohort": cohort,
-            "announced": announced,
-            "config_key": self.settings.configrecord_key,
-            "timeout_s": min(self.stage_timeout_s, self._session.timeout_s),
-            "emit": self._session.emit,
-        }
-        self._exchange, requests = self._begin_exchange(parameters, options)
-        sent = [message for message in messages if message.metadata.dst_node_id in requests]
-        for message in sent:
-            body = requests[message.metadata.dst_node_id]
-            message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
-        return sent
-
-    def _begin_exchange(
-        self, parameters: RoundParameters, options: ExchangeOptions
-    ) -> tuple[SecureExchange, Mapping[int, bytes]]:
-        """Return this attempt's conversation, and what goes to each client beside the model."""
-        session = ServerSession(parameters, options["cohort"].clients.values(), roster=self._roster)
-        return SecureExchange(session, **options), session.requests()
+        return self._open(list(super().configure_train(server_round, arrays, config, grid)), grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -224,20 +187,15 @@ class SecureAggregation(FederatedStrategy):
         cohort = self._current("train", server_round)
         if not cohort.clients:
             return None, None
-        exchange, grid, encoding = self._exchange, self._grid, self._encoding
-        assert exchange is not None
-        assert grid is not None
-        assert encoding is not None
-        started = time.monotonic()
+        attempt = self._attempt
+        assert attempt is not None
         try:
-            total = exchange.run(grid, replies)
-            decoded = _decode(encoding, total, server_round)
-        except QuorumError as error:
-            self.tally = exchange.tally
-            self._leave_out(server_round, exchange.proven_suspects())
-            self._report(exchange, started, None, None, str(error))
+            decoded = attempt.finish(replies)
+        except QuorumError:
+            self._leave_out(server_round, attempt.conversation.proven_suspects())
             raise
-        self.tally = exchange.tally
+        finally:
+            self.tally = attempt.conversation.tally
         rule = cohort.rule
         rule.check(decoded.num_clients)
         assert isinstance(rule, Foldable)
@@ -245,23 +203,34 @@ class SecureAggregation(FederatedStrategy):
         mean = WeightedSum(decoded.update, np.zeros_like(decoded.update))
         aggregate = rule.from_sum(mean, np.ones(1), dtype=cohort.layout.compute_dtype)
         parameters = self._step(cohort, aggregate, [])
-        self._report(exchange, started, total, decoded, "")
         self._tell_aggregated(server_round, {}, rule=rule.name)
         return parameters, to_metric_record(decoded.metrics)
 
     def configure_evaluate(
-        self,
-        server_round: int,  # noqa: ARG002
-        arrays: ArrayRecord,  # noqa: ARG002
-        config: ConfigRecord,  # noqa: ARG002
-        grid: Grid,  # noqa: ARG002
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask nobody: what clients would answer is theirs alone."""
-        return []
+        """Return the first stage of an evaluation; ask nobody if no metric is to be averaged.
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
-        """Return nothing; there are no replies."""
-        return None
+        Raises
+        ------
+        QuorumError
+            If not enough nodes connect in time, or fewer than ``min_clients`` are left.
+        """
+        if not self.secure.evaluate:
+            return []
+        return self._open(list(super().configure_evaluate(server_round, arrays, config, grid)), grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Play the protocol to its end; return the mean of the metrics asked for, if there is a sum."""
+        if not self.secure.evaluate or not self._current("evaluate", server_round).clients:
+            return None
+        attempt = self._attempt
+        assert attempt is not None
+        try:
+            return to_metric_record(attempt.finish(replies).metrics)
+        except QuorumError as error:
+            logger.warning("round %d is not evaluated by clients: %s", server_round, error)
+            return None
 
     # -- What the round loop uses ----------------------------------------------------------------------
 
@@ -274,16 +243,19 @@ class SecureAggregation(FederatedStrategy):
             If nodes are to host virtual clients.
         """
         if options.virtual_clients:
-            raise ContractError(f"{LAYER}: virtual-clients={options.virtual_clients}, but {NO_COHORT_NODES}")
+            raise ContractError(
+                f"{self.layer}: virtual-clients={options.virtual_clients}, but {NO_COHORT_NODES}"
+            )
         super().begin(options, seed=seed)
         self._left_out = (0, frozenset())
-        logger.info("secure aggregation: tier %s, %s", self.secure.tier, self.trusts())
-        withheld = (
-            "no metric of theirs is"
-            if not self.secure.metrics
-            else f"only the means of {self.secure.metrics} are"
+        secure = self.secure
+        logger.info("%s: tier %s, %s", self.layer, secure.tier, self.trusts())
+        logger.info(
+            "%s: of the clients' metrics %s, of their evaluations %s",
+            self.layer,
+            _given_out(secure.metrics),
+            _given_out(secure.evaluate),
         )
-        logger.info("secure aggregation: clients do not evaluate, and %s given out", withheld)
 
     def trusts(self) -> str:
         """Return whom the clients are safe from, and on what that rests."""
@@ -302,14 +274,14 @@ class SecureAggregation(FederatedStrategy):
             If fewer than ``min_clients`` are left.
         """
         clients, available = super().draw(grid, phase, number, attempt)
-        if phase == "train" and clients:
+        if clients:
             left_out = self._left_out[1] if self._left_out[0] == number else frozenset()
             clients = {client: node for client, node in clients.items() if node not in left_out}
             if len(clients) < self.secure.min_clients:
                 raise QuorumError(
                     f"round {number}: a cohort of {len(clients)} clients, but "
-                    f"min_clients={self.secure.min_clients} "
-                    f"({len(left_out)} left out); sample more (fraction_train, min_train_nodes), or lower it."
+                    f"min_clients={self.secure.min_clients} ({len(left_out)} left out); sample more "
+                    f"(fraction_{phase}, min_{phase}_nodes), or lower it."
                 )
         return clients, available
 
@@ -319,7 +291,55 @@ class SecureAggregation(FederatedStrategy):
 
     # -- Inside ----------------------------------------------------------------------------------------
 
-    def _parameters(self, cohort: Cohort, run_id: int, length: int) -> RoundParameters:
+    def _open(self, messages: list[Message], grid: Grid) -> list[Message]:
+        """Begin an attempt with the cohort that was just drawn; return its first messages."""
+        cohort = self._cohort
+        if not messages or cohort is None:
+            return []
+        if cohort.hosts:
+            raise ContractError(f"{self.layer}: {NO_COHORT_NODES}")
+        contents = self.secure.contents(cohort.phase)
+        length = contents.num_words(len(cohort.clients), cohort.layout)
+        digest = contents.layout_digest(cohort.layout)
+        parameters = self._parameters(cohort, messages[0].metadata.run_id, length=length, layout=digest)
+        announced = {
+            wire.SERVER_ROUND: cohort.number,
+            wire.SCHEMA: wire.SCHEMA_VERSION,
+            **self.announce(cohort.phase, cohort.number),
+        }
+        options: ExchangeOptions = {
+            "layer": self.layer,
+            "cohort": cohort,
+            "announced": announced,
+            "config_key": self.settings.configrecord_key,
+            "timeout_s": min(self.stage_timeout_s, self._session.timeout_s),
+            "emit": self._session.emit,
+        }
+        conversation, requests = self._begin_exchange(parameters, options, grid)
+        self._attempt = SecureAttempt(
+            conversation=conversation,
+            grid=grid,
+            encoding=contents.encoding(parameters, cohort.layout),
+            settings=self.secure,
+            emit=self._session.emit,
+        )
+        sent = [message for message in messages if message.metadata.dst_node_id in requests]
+        for message in sent:
+            body = requests[message.metadata.dst_node_id]
+            message.content[wire.SECAGG] = ConfigRecord({wire.SECAGG_BODY: body})
+        return sent
+
+    def _begin_exchange(
+        self,
+        parameters: RoundParameters,
+        options: ExchangeOptions,
+        grid: Grid,  # noqa: ARG002
+    ) -> tuple[SecureExchange, Mapping[int, bytes]]:
+        """Return this attempt's conversation, and what goes to each client beside the model."""
+        session = ServerSession(parameters, options["cohort"].clients.values(), roster=self._roster)
+        return SecureExchange(session, **options), session.requests()
+
+    def _parameters(self, cohort: Cohort, run_id: int, *, length: int, layout: bytes) -> RoundParameters:
         """Return the parameters of this attempt, with a fresh session id."""
         secure, size = self.secure, len(cohort.clients)
         quorum = math.ceil(round(self.settings.quorum * size, 9))
@@ -327,7 +347,7 @@ class SecureAggregation(FederatedStrategy):
             tier=Tier(secure.tier),
             run_id=run_id,
             round=cohort.number,
-            attempt=cohort.attempt,
+            attempt=cohort.attempt + (EVALUATIONS if cohort.phase == "evaluate" else 0),
             sid=secrets.token_bytes(SID_BYTES),
             cohort=size,
             min_clients=max(secure.min_clients, quorum),
@@ -337,7 +357,7 @@ class SecureAggregation(FederatedStrategy):
             clip=secure.clip,
             max_weight=secure.max_weight,
             length=length,
-            layout=secure.layout_digest(cohort.layout),
+            layout=layout,
             model=model_digest(cohort.base),
         )
 
@@ -346,42 +366,6 @@ class SecureAggregation(FederatedStrategy):
         before = self._left_out[1] if self._left_out[0] == number else frozenset()
         self._left_out = (number, before | frozenset(nodes))
 
-    def _report(
-        self,
-        exchange: SecureExchange,
-        started: float,
-        total: SecureSum | None,
-        decoded: DecodedSum | None,
-        reason: str,
-    ) -> None:
-        """Write to the run log what an auditor asks for: the tier, the numbers, who dropped out where."""
-        cohort, clipped = exchange.cohort, None if decoded is None else decoded.clipped_fraction
-        if clipped is not None and clipped > _WARN_CLIPPED:
-            logger.warning(
-                "round %d: %.2f %% of the update entries were beyond clip=%g and have been clipped; raise it",
-                cohort.number,
-                100 * clipped,
-                self.secure.clip,
-            )
-        names = {node: client for client, node in cohort.clients.items()}
-        self._session.emit(
-            "secure_aggregation",
-            round=cohort.number,
-            attempt=cohort.attempt,
-            tier=self.secure.tier,
-            num_bits=self.secure.num_bits,
-            cohort=len(cohort.clients),
-            threshold=exchange.threshold,
-            survivors=0 if total is None else len(total.survivors),
-            dropped={str(stage): clients for stage, clients in exchange.dropped.items()},
-            wrong_shares=[] if total is None else [names[node] for node in total.wrong_shares],
-            suspects=[names[node] for node in exchange.proven_suspects()],
-            clipped_fraction=clipped,
-            seconds=round(time.monotonic() - started, 3),
-            reason=reason,
-            **exchange.facts,
-        )
-
 
 _MEANING = {
     Tier.HONEST_BUT_CURIOUS: "safe from a server that keeps to the protocol but keeps whatever it sees",
@@ -389,9 +373,6 @@ _MEANING = {
 }
 
 
-def _decode(encoding: Encoding, total: SecureSum, number: int) -> DecodedSum:
-    """Read the sum; one that cannot be right ends the attempt."""
-    try:
-        return encoding.decode(total.vector, len(total.survivors))
-    except EncodingError as error:
-        raise QuorumError(f"round {number}: {error}") from error
+def _given_out(names: tuple[str, ...]) -> str:
+    """Return what of some metrics leaves the masked vectors."""
+    return f"only the means of {', '.join(names)} are given out" if names else "none is given out"

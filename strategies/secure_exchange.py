@@ -27,7 +27,7 @@ from fl_plugins.records import to_named
 from fl_plugins.run_options import Emit
 from fl_plugins.secagg import RoundParameters, SecureSum, Stage
 from fl_plugins.secagg.graph import count_of
-from fl_plugins.secure_round import LAYER, STAGES
+from fl_plugins.secure_round import STAGES
 
 from .cohort import Cohort, Tally
 from .exchange import exchange
@@ -59,6 +59,7 @@ class RoundSession(Protocol):
 class ExchangeOptions(TypedDict):
     """What an exchange is given beside its session."""
 
+    layer: str
     cohort: Cohort
     announced: Mapping[str, Any]
     config_key: str
@@ -73,6 +74,8 @@ class SecureExchange:
     ----------
     session : RoundSession
         The protocol, about to send its first stage.
+    layer : str
+        Name of the layer, for errors.
     cohort : Cohort
         Who was asked, with the messages of the first stage.
     announced : Mapping
@@ -96,13 +99,14 @@ class SecureExchange:
         self,
         session: RoundSession,
         *,
+        layer: str,
         cohort: Cohort,
         announced: Mapping[str, Any],
         config_key: str,
         timeout_s: float,
         emit: Emit,
     ) -> None:
-        self.session, self.cohort = session, cohort
+        self.session, self.layer, self.cohort = session, layer, cohort
         self.dropped: dict[str, list[str]] = {}
         self.blamed: Counter[int] = Counter()
         self.threshold = 0
@@ -185,7 +189,8 @@ class SecureExchange:
                 continue
             outstanding.discard(node)
             try:
-                self.session.receive(node, *read_answer(reply, stage, has_vector=stage is Stage.MASK))
+                answer = read_answer(reply, stage, has_vector=stage is Stage.MASK, layer=self.layer)
+                self.session.receive(node, *answer)
             except ANSWER_ERRORS as error:
                 self._drop(node, stage, error)
         if outstanding:
@@ -198,13 +203,15 @@ class SecureExchange:
                 name_some(clients),
                 stage,
             )
-            self._emit("missing", round=self.cohort.number, phase="train", clients=clients, stage=stage)
+            self._emit(
+                "missing", round=self.cohort.number, phase=self.cohort.phase, clients=clients, stage=stage
+            )
 
     def _drop(self, node: int, stage: Stage, error: Exception) -> None:
         """Note that a node's answer is of no use, and whom it blames."""
         status = "failed" if isinstance(error, FailedReplyError) else "quarantined"
+        self.session.refuse(node, str(error))
         if isinstance(error, FailedReplyError):
-            self.session.refuse(node, str(error))
             self.blamed.update(suspects_in(str(error)))
         self._counts[status] += 1
         self.dropped.setdefault(stage, []).append(self._names[node])
@@ -224,7 +231,7 @@ class SecureExchange:
         self._emit(
             "reply",
             round=self.cohort.number,
-            phase="train",
+            phase=self.cohort.phase,
             client=self._names[node],
             node=node,
             seconds=round(time.monotonic() - self.cohort.started, 3),
@@ -249,7 +256,9 @@ def suspects_in(reason: str) -> set[int]:
     return {int(suspect) for suspect in re.findall(r"\d+", found[1])} if found else set()
 
 
-def read_answer(reply: Message, stage: Stage, *, has_vector: bool) -> tuple[bytes, NDArray[Any] | None]:
+def read_answer(
+    reply: Message, stage: Stage, *, has_vector: bool, layer: str
+) -> tuple[bytes, NDArray[Any] | None]:
     """Return the bytes of one answer, and the vector where one is due.
 
     Raises
@@ -266,7 +275,7 @@ def read_answer(reply: Message, stage: Stage, *, has_vector: bool) -> tuple[byte
     arrays = list(content.array_records.values())
     if not isinstance(body, bytes) or len(content) != 1 + has_vector or len(arrays) != has_vector:
         raise ReplyError(
-            f"{LAYER}: the reply of stage {stage} has the records {sorted(content)}, but it has "
+            f"{layer}: the reply of stage {stage} has the records {sorted(content)}, but it has "
             f"{wire.SECAGG} with bytes{' and one vector' if arrays else ''}; does the node run this layer?"
         )
     if not arrays:
@@ -274,6 +283,6 @@ def read_answer(reply: Message, stage: Stage, *, has_vector: bool) -> tuple[byte
     named = to_named(arrays[0])
     if list(named) != [wire.SECAGG_VECTOR]:
         raise ReplyError(
-            f"{LAYER}: the reply has the arrays {sorted(named)}, but {wire.SECAGG_VECTOR} is due."
+            f"{layer}: the reply has the arrays {sorted(named)}, but {wire.SECAGG_VECTOR} is due."
         )
     return body, named[wire.SECAGG_VECTOR]

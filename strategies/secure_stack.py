@@ -5,7 +5,6 @@ from typing import Any
 from fl_plugins.aggregation.core import Foldable
 from fl_plugins.contracts import Access, Weighting
 from fl_plugins.errors import ConfigError, ContractError
-from fl_plugins.secure_round import LAYER
 
 from .wrapping import check_wrappable
 
@@ -31,14 +30,14 @@ def check_inner(inner: object, *, owner: str) -> None:
         )
 
 
-def public_max_weight(weighting: Weighting, given: float | None) -> float:
+def public_max_weight(weighting: Weighting, given: float | None, *, owner: str) -> float:
     """Return the public bound of a client's weight."""
     if weighting is Weighting.EXAMPLES and given is None:
         raise ConfigError(
-            f"{LAYER}: clients are weighted by their numbers of examples, which travel masked and need a "
+            f"{owner}: clients are weighted by their numbers of examples, which travel masked and need a "
             "public bound; give max_weight=1000 (the most that one client has), or "
             'fedavg(weighting="uniform").'
         )
     if weighting is Weighting.UNIFORM and given is not None:
-        raise ConfigError(f"{LAYER}: max_weight={given}, but every client counts the same; leave it out.")
+        raise ConfigError(f"{owner}: max_weight={given}, but every client counts the same; leave it out.")
     return 1.0 if given is None else float(given)

@@ -30,7 +30,8 @@ _KEPT_S = 7 * 24 * 3600.0
 class Answered:
     """The file of one attempt on one node."""
 
-    def __init__(self, node_config: Mapping[str, Any], *, node: int, sid: bytes) -> None:
+    def __init__(self, node_config: Mapping[str, Any], *, node: int, sid: bytes, layer: str = LAYER) -> None:
+        self._layer = layer
         given = node_config.get(STATE)
         default = Path(tempfile.gettempdir(), f"fl-plugins-{os.getuid()}-secagg")
         self._folder = Path(str(given)) if given else default
@@ -48,7 +49,8 @@ class Answered:
         found = self._folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise StageError(
-                f"{LAYER}: the folder {STATE} is not one that only this node's user can write; name another."
+                f"{self._layer}: the folder {STATE} is not one that only this node's user can write; name "
+                "another."
             )
         for old in self._folder.iterdir():
             try:
@@ -60,7 +62,7 @@ class Answered:
             with self._path.open("x", encoding="ascii") as file:
                 file.write("0")
         except FileExistsError:
-            raise StageError(f"{LAYER}: this attempt was begun before and is never repeated.") from None
+            raise StageError(f"{self._layer}: this attempt was begun before and is never repeated.") from None
 
     def claim(self, stage: Stage) -> None:
         """Note that the stage is answered now.
@@ -84,8 +86,8 @@ class Answered:
         except (OSError, ValueError):
             pass
         raise StageError(
-            f"{LAYER}: stage {stage} of this attempt was answered before, or this node does not know the "
-            "attempt; nothing was sent."
+            f"{self._layer}: stage {stage} of this attempt was answered before, or this node does not know "
+            "the attempt; nothing was sent."
         )
 
     def forget(self) -> None:

@@ -14,6 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from fl_plugins import wire
 from fl_plugins.additive_round import HELPER, LAYER, AdditiveSettings, is_helper
 from fl_plugins.apps.layers import message_config
+from fl_plugins.apps.simulated import own_config
 from fl_plugins.errors import PolicyViolationError, StageError
 from fl_plugins.registry import Kind, register
 from fl_plugins.secagg import HelperSession, Reply, Stage, mask_for_helpers
@@ -22,14 +23,8 @@ from fl_plugins.secure_round import stage_in
 
 from ._answered import Answered
 from ._node_security import HELPERS, NodeSecurity
-from .secure_aggregation import (
-    SecureAggregation,
-    Session,
-    body_of,
-    check_kind,
-    keep_progress,
-    last_progress,
-)
+from ._secure_messages import body_of, keep_progress, last_progress
+from .secure_aggregation import SecureAggregation, Session
 
 
 @register(
@@ -54,8 +49,8 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
         earlier: Answered,
     ) -> tuple[Session | None, Reply]:
         """Return the helper's session after this stage (a client keeps none), and what to send."""
-        check_kind(message)
-        helps, config = is_helper(context.node_config), message_config(message)
+        self._check_kind(message)
+        helps, config = is_helper(own_config(context)), message_config(message)
         if wire.STAGE not in config:
             if helps:
                 raise PolicyViolationError(f"{LAYER}: this node is a helper, which trains nothing.")
@@ -77,10 +72,10 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
 
     def _mask(self, message: Message, context: Context, call_next: ClientAppCallable) -> Reply:
         """Check the attempt, train, and mask the update."""
-        body = body_of(message)
+        body = body_of(message, layer=LAYER)
         parameters = Attempt.from_bytes(body).parameters
         security = NodeSecurity.of(context.node_config, peers=HELPERS)
-        words, known = self.train(message, context, call_next, parameters, security)
+        words, known = self.take_part(message, context, call_next, parameters, security)
         reply = mask_for_helpers(body, words, num_helpers=self.helpers, **known)
         keep_progress(context, parameters)
         return reply
@@ -96,10 +91,10 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
             def restore(data: bytes) -> HelperSession:
                 return HelperSession.from_bytes(data, policy=security.policy)
 
-            return self._go_on(restore, stage, body_of(message), context, saved, earlier)
+            return self._go_on(restore, stage, body_of(message, layer=LAYER), context, saved, earlier)
         earlier.forget()
         session, reply = HelperSession.begin(
-            body_of(message),
+            body_of(message, layer=LAYER),
             node=context.node_id,
             run_id=context.run_id,
             policy=security.policy,
@@ -107,6 +102,6 @@ class AdditiveAggregation(AdditiveSettings, SecureAggregation):
             identity=security.identity,
         )
         self.check_announces(session.parameters)
-        Answered(context.node_config, node=context.node_id, sid=session.parameters.sid).begin()
+        self._answered(context, session.parameters.sid).begin()
         keep_progress(context, session.parameters)
         return session, reply

@@ -10,6 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fl_plugins import wire
 from fl_plugins.apps.layers import message_config
+from fl_plugins.apps.simulated import SIMULATED_SUM_KEY, own_config
 from fl_plugins.ckks_round import KEY, LAYER, CkksSettings, read_key
 from fl_plugins.errors import ConfigError, PolicyViolationError
 from fl_plugins.registry import Kind, register
@@ -20,7 +21,8 @@ from fl_plugins.secure_round import stage_in
 
 from ._answered import Answered
 from ._node_security import NodeSecurity
-from .secure_aggregation import SecureAggregation, Session, body_of, check_kind, keep_progress
+from ._secure_messages import body_of, keep_progress
+from .secure_aggregation import SecureAggregation, Session
 
 
 @register(
@@ -44,9 +46,9 @@ class CkksAggregation(CkksSettings, SecureAggregation):
         earlier: Answered,
     ) -> tuple[Session | None, Reply]:
         """Return the session after this stage, and what to send."""
-        check_kind(message)
-        security, key = NodeSecurity.of(context.node_config), self._key(context.node_config)
-        body, config = body_of(message), message_config(message)
+        self._check_kind(message)
+        security, key = NodeSecurity.of(context.node_config), self._key(own_config(context))
+        body, config = body_of(message, layer=LAYER), message_config(message)
         if wire.STAGE in config:
 
             def restore(data: bytes) -> EncryptedClientSession:
@@ -55,12 +57,12 @@ class CkksAggregation(CkksSettings, SecureAggregation):
             return self._go_on(restore, stage_in(config), body, context, saved, earlier)
         earlier.forget()
         parameters = RoundParameters.from_bytes(body)
-        words, _ = self.train(message, context, call_next, parameters, security)
+        words, _ = self.take_part(message, context, call_next, parameters, security)
         session = EncryptedClientSession(
             parameters=parameters, node=context.node_id, key=key, policy=security.policy
         )
         reply = session.begin(words)
-        Answered(context.node_config, node=context.node_id, sid=parameters.sid).begin()
+        self._answered(context, parameters.sid).begin()
         keep_progress(context, parameters)
         return session, reply
 
@@ -68,7 +70,10 @@ class CkksAggregation(CkksSettings, SecureAggregation):
         """Return this node's key, if it is the one that is meant."""
         path = node_config.get(KEY)
         if not path:
-            raise ConfigError(f"node config: {LAYER} needs {KEY}, the file with the clients' key; name it.")
+            raise ConfigError(
+                f"node config: {LAYER} needs {KEY}, the file with the clients' key; name it (a simulation: "
+                f"{SIMULATED_SUM_KEY} in the run config)."
+            )
         key = read_key(Path(str(path)))
         if self.key and key.fingerprint != self.key:
             raise PolicyViolationError(

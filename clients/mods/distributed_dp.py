@@ -76,12 +76,12 @@ class DistributedDp(DistributedSettings, SecureAggregation):
     def _words(
         self,
         trained: Message,  # noqa: ARG002  weights and metrics would be released without noise
-        update: Iterator[NDArray[Any]],
+        entries: Iterator[NDArray[Any]],
         layout: Layout,
         parameters: RoundParameters,
     ) -> EncodedShare:
         """Return the noisy update as ring words."""
-        share = self.encoding(parameters, layout).encode(update)
+        share = self.encoding(parameters, layout).encode(entries)
         if not share.norm <= self.clip_norm:
             logger.info("distributed dp: an update of norm %g, clipped to %g", share.norm, self.clip_norm)
         return share

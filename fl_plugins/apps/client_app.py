@@ -13,9 +13,10 @@ from .. import wire
 from ..errors import FLPluginsError
 from ..resident.client import serve, warm_up
 from ..resident.lifetime import deployed_node
-from .config import RunConfig, hosted, partition_of
+from .config import RunConfig, hosted
 from .layers import layers_mod, refuse
 from .packed import packed_mod
+from .simulated import data_of
 
 Handler = Callable[[Message, Context], RecordDict]
 
@@ -31,7 +32,7 @@ def _answer(handler: Handler, message: Message, context: Context) -> Message:
 def _who_am_i(_: Message, context: Context) -> RecordDict:
     """Tell the server this node's stable name, or the names of the virtual clients that it hosts."""
     config = RunConfig.from_run_config(context.run_config)
-    partition_id, num_partitions = partition_of(context.node_config)
+    partition_id, num_partitions = data_of(context)
     warm_up(context)
     told: ConfigRecord = ConfigRecord({wire.CLIENT_ID: str(partition_id), wire.PARTITIONS: num_partitions})
     if config.virtual_clients:

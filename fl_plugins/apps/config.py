@@ -50,6 +50,12 @@ class RunConfig:
     privacy_ledger : str
         File with what a strategy with a privacy budget has spent; runs on the same clients share one. A
         relative path is seen from ``run_dir``. Empty: ``privacy_ledger.jsonl`` there.
+    simulated_helpers : int
+        In Flower's simulation, whose nodes all have one config: how many nodes, the last ones, are helpers of
+        ``additive_aggregation``. Data are dealt among the others.
+    simulated_sum_key : str
+        The same for ``ckks_aggregation``: absolute path of the clients' key file. A deployed node refuses
+        both.
 
     Raises
     ------
@@ -76,6 +82,8 @@ class RunConfig:
     resume: bool = False
     virtual_clients: int = 0
     privacy_ledger: str = ""
+    simulated_helpers: int = 0
+    simulated_sum_key: str = ""
 
     @classmethod
     def defaults(cls) -> dict[str, RunConfigValue]:
@@ -119,6 +127,7 @@ class RunConfig:
             check_int("run config", _key(name), getattr(self, name), minimum=1)
         check_int("run config", "seed", self.seed, minimum=0)
         check_int("run config", "virtual-clients", self.virtual_clients, minimum=0)
+        check_int("run config", "simulated-helpers", self.simulated_helpers, minimum=0)
         check_number("run config", "round-timeout-s", self.round_timeout_s, minimum=0, open_below=True)
 
 

@@ -13,10 +13,11 @@ from ..errors import ReplyError
 from ..records import from_named, to_named
 from ..training import NamedArrays, SeesParameters
 from .cohort_node import clients_in, evaluate_cohort, train_cohort
-from .config import hosted, partition_of
+from .config import hosted
 from .cores import one_device_per_core
 from .layers import config_here
 from .one_client import train_one
+from .simulated import data_of
 from .stack import client_stack, partition
 
 
@@ -28,7 +29,7 @@ def train(message: Message, context: Context) -> RecordDict:
     if config.virtual_clients:
         one_device_per_core()
     stack = client_stack(config)
-    partition_id, num_partitions = partition_of(context.node_config)
+    partition_id, num_partitions = data_of(context)
     if isinstance(stack.attack, SeesParameters):
         stack.attack.observe(received, number=number)
     if config.virtual_clients:
@@ -44,7 +45,7 @@ def evaluate(message: Message, context: Context) -> RecordDict:
     config = config_here(context)
     asked, received = _read(message)
     stack = client_stack(config)
-    partition_id, num_partitions = partition_of(context.node_config)
+    partition_id, num_partitions = data_of(context)
     if config.virtual_clients:
         clients = clients_in(asked, hosted(config, partition_id, num_partitions))
         return evaluate_cohort(config, stack, received, clients)

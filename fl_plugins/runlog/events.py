@@ -16,8 +16,8 @@ stand beside these.
                         contribution (weight by client), rule, fallback (whether it stood in)
 ``privacy``             round, epsilon, delta, unit, adjacency, method (of the accounting), noise_multiplier,
                         clip_norm (that was used), secure (whether ε is not void)
-``secure_aggregation``  round, attempt, tier, cohort, threshold, survivors (counts), dropped (clients
-                        by stage), clipped_fraction, reason (why an attempt gave no sum)
+``secure_aggregation``  round, phase, attempt, layer, tier, cohort, threshold, survivors (counts), dropped
+                        (clients by stage), clipped_fraction, reason (why an attempt gave no sum)
 ``fallback_used``       round, accepted, rule (that stands in), reason
 ``evaluated``           round, where (``server`` or ``clients``), metrics
 ``checkpoint_saved``    round, path
@@ -60,7 +60,8 @@ FIELDS: dict[str, frozenset[str]] = {
         "round_retried": "round attempt reason",
         "aggregated": "round accepted quarantined failed missing contribution",
         "privacy": "round epsilon delta unit adjacency method noise_multiplier clip_norm secure",
-        "secure_aggregation": "round attempt tier cohort threshold survivors dropped clipped_fraction reason",
+        "secure_aggregation": "round phase attempt layer tier cohort threshold survivors dropped "
+        "clipped_fraction reason",
         "fallback_used": "round accepted rule reason",
         "evaluated": "round where metrics",
         "checkpoint_saved": "round path",

@@ -29,6 +29,12 @@ _MODULI = [54, 55]
 _SCALES = {16: 2.0**34, 32: 2.0**20}
 """By ring: the largest sum times the scale stays below half the first modulus."""
 
+_BLOCK_BYTES = 66_000
+"""More than a ciphertext takes: two polynomials of 4096 coefficients of 8 bytes, and a header."""
+
+_MOST_WORDS = (2**31 - 1) // _BLOCK_BYTES * _SLOTS
+"""The sum goes to who decrypts it in one record, and what Flower sends is smaller than 2 GiB."""
+
 _MOST_NOISE = 0.25
 """From a whole number; more means that this is no sum of what was encrypted."""
 
@@ -130,9 +136,20 @@ class SumKey:
 
 
 class EncryptedSum:
-    """What the server adds up, without a key."""
+    """What the server adds up, without a key.
+
+    Raises
+    ------
+    EncodingError
+        If the ciphertexts of so many words would be larger than a message can be.
+    """
 
     def __init__(self, length: int) -> None:
+        if length > _MOST_WORDS:
+            raise EncodingError(
+                f"ckks: {length} words, but a message holds the ciphertexts of at most {_MOST_WORDS}; use "
+                "secure_aggregation or additive_aggregation, whose vectors Flower sends in pieces."
+            )
         self._context, self._length = _without_key(_context()), length
         self._blocks: list[Any] = []
 

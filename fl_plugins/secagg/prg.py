@@ -53,10 +53,3 @@ def apply_masks(vector: NDArray[Any], added: list[bytes], subtracted: list[bytes
         for combine, stream in streams:
             stream.fill(mask)
             combine(chunk, mask, out=chunk)
-
-
-def mask_words(key: bytes, length: int, num_bits: int) -> NDArray[Any]:
-    """Return the first ``length`` words of a key's mask."""
-    out: NDArray[Any] = np.empty(length, RING_DTYPES[num_bits])
-    MaskStream(key).fill(out)
-    return out

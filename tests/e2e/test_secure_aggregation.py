@@ -1,18 +1,17 @@
 """Secure aggregation in Flower's own engines: simulation, and SuperNodes of which some are killed."""
 
-import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fl_plugins.apps.server_app import FINAL_MODEL
 from fl_plugins.checkpoints import load_checkpoint
+from fl_plugins.ckks_round import write_key
 from fl_plugins.deployment import drive, processes
 from fl_plugins.deployment.create import create
 from fl_plugins.deployment.layout import Layout, Role, Settings
@@ -31,30 +30,36 @@ ROOT = Path(__file__).parents[2]
 TASK = "digits(model='mlp')"
 
 
-def test_five_simulated_nodes_give_the_result_of_plain_averaging(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SECURE = "secure_aggregation(fedavg(), max_weight=400, clip=2.0, evaluate=['loss', 'accuracy'])"
+HELPED = "additive_aggregation(fedavg(), helpers=2, max_weight=400, clip=2.0)"
+ENCRYPTED = "ckks_aggregation(fedavg(), max_weight=400, clip=2.0)"
+
+
+@pytest.mark.parametrize(("strategy", "num_helpers"), [(SECURE, 0), (HELPED, 2), (ENCRYPTED, 0)])
+def test_five_clients_that_flwr_run_simulates_give_the_result_of_plain_averaging(
+    flwr_run: Callable[..., Any], tmp_path: Path, strategy: str, num_helpers: int
 ) -> None:
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    strategy = "secure_aggregation(fedavg(), max_weight=400, clip=2.0, metrics=['loss'])"
-    options = ("--task", TASK, "--num-rounds", "2", "--seed", "5", "--strategy", strategy, "--name", "x")
-    code = "import sys; from fl_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
-    runs = str(tmp_path / "runs")
-    done = subprocess.run(
-        [sys.executable, "-c", code, "simulate", *options, "--num-supernodes", "5", "--runs-dir", runs],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=500,
+    num_rounds = 2 if strategy is SECURE else 1
+    chosen = {"task": TASK, "num-rounds": num_rounds, "seed": 5}
+    own: dict[str, Any] = {"simulated-helpers": num_helpers}
+    if strategy is ENCRYPTED:
+        pytest.importorskip("tenseal", reason="the extra he is not installed")
+        write_key(tmp_path / "sum.key")
+        own["simulated-sum-key"] = str(tmp_path / "sum.key")
+    folder = tmp_path / "run"
+    run = flwr_run(
+        ROOT,
+        num_supernodes=5 + num_helpers,
+        **{**chosen, **own, "strategy": strategy, "run-dir": str(folder)},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "runs" / "x"
+    assert run.status == "finished:completed", run.output
     events = read_events(folder / "events.jsonl")
     secure = [event for event in events if event["event"] == "secure_aggregation"]
-    assert [(e["survivors"], e["dropped"], e["tier"]) for e in secure] == [(5, {}, "honest-but-curious")] * 2
-    chosen = {"task": TASK, "num-rounds": 2, "seed": 5, "client-evaluation": False}
-    plain, _ = in_one_process(chosen, 5)
+    phases = ["train", "evaluate"] * 2 if strategy is SECURE else ["train"]
+    assert [(e["phase"], e["survivors"], e["dropped"]) for e in secure] == [(p, 5, {}) for p in phases]
+    told = [set(e["metrics"]) for e in events if e["event"] == "evaluated" and e["where"] == "clients"]
+    assert told == ([{"loss", "accuracy"}] * 2 if strategy is SECURE else [])
+    plain, _ = in_one_process({**chosen, "client-evaluation": False}, 5)
     kept = load_checkpoint(folder / FINAL_MODEL).arrays["model"]
     for key, array in plain.items():
         assert np.abs(kept[key] - array).max() < 2e-6, key
@@ -62,6 +67,9 @@ def test_five_simulated_nodes_give_the_result_of_plain_averaging(
 
 LEAST_STAGE_TIMEOUT_S, TIMES_SLOWER = 4.0, 2.5
 """A stage's deadline: so many times what it takes when nobody is killed, on this machine and now."""
+
+RECEIVED = "Receiving: train message"
+"""What a SuperNode's log says."""
 
 CHOSEN = {"client-evaluation": False, "seed": 7}
 
@@ -107,7 +115,7 @@ def kill_at(role: Role, message: int, gone: dict[int, float], number: int) -> No
     """Kill a SuperNode as soon as it has received its ``message``-th training message."""
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
-        if role.log.exists() and role.log.read_text().count("Receiving: train message") >= message:
+        if role.log.exists() and role.log.read_text().count(RECEIVED) >= message:
             processes.kill(role)
             gone[number] = time.monotonic()
             return

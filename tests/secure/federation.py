@@ -68,7 +68,14 @@ def stock_app(train: Any = None, *, mod: bool = True) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        record = MetricRecord({"num-examples": EXAMPLES[context.node_id], "loss": LOSS})
+        node = context.node_id
+        numbers = {
+            "num-examples": EXAMPLES[node],
+            "loss": LOSS * node,
+            "accuracy": node / 20,
+            "secret": 4711.0,
+        }
+        record = MetricRecord(numbers)  # type: ignore[arg-type]
         return Message(RecordDict({"metrics": record}), reply_to=message)
 
     return app

@@ -229,7 +229,7 @@ def test_a_helper_trains_nothing_and_answers_no_other_layer() -> None:
         (reply,) = grid.send_and_receive([Message(message.content, HELPER, "train")])
         (other,) = grid.send_and_receive([Message(message.content, HELPER, "evaluate")])
     assert_refused(grid, HELPER, reply, "a helper, which trains nothing")
-    assert "only training is aggregated securely" in other.error.reason
+    assert "what is summed is training" in other.error.reason
     assert HELPER not in trained
 
 

@@ -22,7 +22,7 @@ from fl_plugins.runlog.events import FIELDS
 from fl_plugins.secagg import Stage
 from fl_plugins.spec import build
 from strategies import AdditiveAggregation, FedAvg, Krum, Median
-from strategies import secure_aggregation as server
+from strategies.secure_attempt import SecureAttempt
 
 from .additive import HELPERS, grid_of, helped, is_client_message, operators
 from .federation import (
@@ -72,21 +72,21 @@ def test_a_round_with_helpers_gives_the_result_of_plain_averaging(tier: str, tmp
 
 def test_the_sum_is_exactly_that_of_what_the_clients_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[Any] = []
-    original, decode = mod.SecureAggregation._encode, server._decode
+    original, decode = mod.SecureAggregation._encode, SecureAttempt._decode
 
-    def keeping(*arguments: Any) -> Any:
-        result = original(*arguments)
-        encoded.append(result.words.copy())
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        result = original(*arguments, **options)
+        encoded.append(result.copy())
         return result
 
     sums: list[Any] = []
 
-    def watching(encoding: Any, total: Any, number: int) -> Any:
+    def watching(self: Any, total: Any) -> Any:
         sums.append(total.vector.copy())
-        return decode(encoding, total, number)
+        return decode(self, total)
 
     monkeypatch.setattr(mod.SecureAggregation, "_encode", keeping)
-    monkeypatch.setattr(server, "_decode", watching)
+    monkeypatch.setattr(SecureAttempt, "_decode", watching)
     for num_bits in (16, 32):
         encoded.clear()
         run(helped(num_bits=num_bits), grid_of())

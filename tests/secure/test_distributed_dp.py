@@ -25,8 +25,8 @@ from fl_plugins.spec import build
 from strategies import DistributedDp, FedAvg
 
 from .federation import LOSS, MODEL, WatchedGrid, initial, run, stage_of, stock_app, trainer
+from .lies import operators
 from .private_federation import GIVEN, Events, N, fix_noise, ledger_lines, of, private
-from .test_attacks import operators
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ from fl_plugins.secagg import server as protocol
 from strategies import FedAvg, Krum, RootTrust, SecureAggregation
 
 from .federation import MODEL, WatchedGrid, run, secure, stock_app, trainer
+from .lies import VICTIM, announced, assert_refused, attack, lowered, operators, other_layers
 from .private_federation import GIVEN, Events, N, fix_noise, ledger_lines, of, private
-from .test_attacks import VICTIM, announced, assert_refused, attack, lowered, operators, other_layers
 
 
 @pytest.fixture(autouse=True)

@@ -17,9 +17,9 @@ from fl_plugins.errors import (
 from fl_plugins.secagg import ClientPolicy, HelperSession, Tier
 from fl_plugins.secagg.additive_messages import Attempt, ClientMessage, UnmaskRequest
 from fl_plugins.secagg.keys import pair_key
-from fl_plugins.secagg.prg import mask_words
 
 from .helpers import HelpedFederation
+from .masks import mask_words
 
 TIERS = list(Tier)
 HELPER = 90

@@ -95,6 +95,15 @@ def test_bytes_that_are_no_ciphertexts_of_the_round_are_refused(key: SumKey) -> 
             SumKey(data)
 
 
+def test_a_sum_that_no_message_can_carry_is_refused_before_anyone_encrypts(key: SumKey) -> None:
+    with pytest.raises(EncodingError, match="at most 66635776; use secure_aggregation"):
+        EncryptedServerSession(parameters(5, length=66_635_777), range(1, 6))
+    # The limit reckons with more than a ciphertext takes.
+    for num_bits in (16, 32):
+        largest = random_words(2, 2048, num_bits)[0]
+        assert key.encrypt(largest).size < 66_000
+
+
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tenseal", None)
     with pytest.raises(ConfigError, match=r"fl-plugins\[he\]"):

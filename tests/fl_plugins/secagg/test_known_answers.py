@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from fl_plugins.errors import AdvertError
 from fl_plugins.secagg import Identity
 from fl_plugins.secagg.keys import agree, derive, own_key, pair_key, public_key, signature_holds
-from fl_plugins.secagg.prg import MaskStream, apply_masks, mask_words
+from fl_plugins.secagg.prg import MaskStream, apply_masks
 from fl_plugins.secagg.shamir import combine, evaluate
 from fl_plugins.secagg.shares import seal
+
+from .masks import mask_words
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "secagg_masks.json").read_text())
 

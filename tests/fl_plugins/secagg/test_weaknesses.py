@@ -22,9 +22,9 @@ from fl_plugins.errors import (
 )
 from fl_plugins.secagg import ClientPolicy, FixedPoint, Stage, Tier
 from fl_plugins.secagg.messages import Advert, UnmaskReply, UnmaskRequest
-from fl_plugins.secagg.prg import mask_words
 
 from .federation import STAGES, Federation, parameters, until
+from .masks import mask_words
 
 NODES = (1, 2, 3, 4, 5, 6, 7)
 
