@@ -30,6 +30,7 @@ from fl_plugins.training import NamedArrays
 from .base import FederatedStrategy
 from .privacy_budget import PrivacyBudget, read_target, tell_spent
 from .replies import to_metric_record
+from .roster import one_node_each
 from .secure_aggregation import SecureAggregation
 from .secure_stack import check_inner
 from .session import Phase
@@ -291,7 +292,7 @@ class DistributedDp(SecureAggregation):
         self.budget.check_spent(int(spent[0]))
 
     def draw(self, grid: Grid, phase: Phase, number: int, attempt: int) -> tuple[dict[str, int], int]:
-        """Return a cohort of the declared population.
+        """Return a cohort of the declared population, in which a client is one node.
 
         Raises
         ------
@@ -306,7 +307,7 @@ class DistributedDp(SecureAggregation):
                 f"{DISTRIBUTED}: {available} clients are connected, but the ring and the ledger are for "
                 f"population={self.population}; declare all that there may be."
             )
-        return clients, available
+        return one_node_each(clients), available
 
     def describe(self) -> str:
         """Return one line that identifies the guarantee, the inner strategy and every setting."""

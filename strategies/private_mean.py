@@ -36,7 +36,7 @@ from .noisy_mean import ClipState, NoisyMean
 from .privacy_budget import PrivacyBudget, tell_spent
 from .private_rounds import PrivateRounds
 from .replies import Metrics, to_metric_record
-from .roster import name_order
+from .roster import name_order, one_node_each
 from .server_optimizer import step
 from .session import Phase
 
@@ -330,14 +330,15 @@ class PrivateMean(FederatedStrategy):
         connected = session.roster.wait_for(grid, self._wait_for, timeout_s=session.timeout_s)
         for old, new in session.roster.take_renamed().items():
             self.rounds.rename(old, new)
-        names = sorted(connected, key=name_order)
+        clients = one_node_each(connected)
+        names = sorted(clients, key=name_order)
         if len(names) > self.population:
             raise PreconditionError(
                 f"{OWNER}: {len(names)} clients are connected, but the accounting is for population="
                 f"{self.population}; declare all that there may be."
             )
         drawn = self.rounds.draw(names, number, self.noise_source("sample", number, attempt))
-        return {name: connected[name] for name in drawn}, len(connected)
+        return {name: clients[name] for name in drawn}, len(clients)
 
     # -- Inside ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ begins another stream with fresh noise and is charged for it. The two are two me
 wherever the first one ended.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -109,7 +108,6 @@ class PrivateRounds:
     def rename(self, old: str, new: str) -> None:
         """Take ``new`` for the client that was known as ``old``: it rests for as long as it would have."""
         stream = self._stream
-        old, new = _client(old), _client(new)
         if stream is None or old not in stream.seen:
             return
         stream.seen.remove(old)
@@ -134,8 +132,7 @@ class PrivateRounds:
         sampling = self._release.sampling
         if not isinstance(sampling, MinSeparation):
             return sampling.draw(names, source)
-        clients = {_client(name): name for name in names}
-        if len(known := clients.keys() | stream.latest.keys()) > sampling.population:
+        if len(known := {*names} | stream.latest.keys()) > sampling.population:
             raise PreconditionError(
                 f"{self._owner}: {len(known)} clients were seen, but the accounting is for population="
                 f"{sampling.population}: one that comes back under another name takes part too soon; give "
@@ -143,15 +140,15 @@ class PrivateRounds:
             )
         now = number - stream.first
         nameless = any(client.startswith(UNNAMED) for client in stream.seen)
-        for client in clients.keys() - stream.seen if now else ():
+        for client in {*names} - stream.seen if now else ():
             # It may be one that was drawn the round before and has come back.
             if nameless or client.startswith(UNNAMED):
                 stream.latest.setdefault(client, now - 1)
-        stream.seen.update(clients)
+        stream.seen.update(names)
         resting = {client for client, latest in stream.latest.items() if now - latest < self._block}
-        rested = [name for client, name in clients.items() if client not in resting]
+        rested = [name for name in names if name not in resting]
         drawn = sampling.draw(rested, source)
-        stream.latest.update((_client(name), now) for name in drawn)
+        stream.latest.update((name, now) for name in drawn)
         return drawn
 
     def charge(self, number: int) -> None:
@@ -215,8 +212,3 @@ class PrivateRounds:
             return None
         rounds = self._matrix.rounds
         return replace(self._matrix, rounds=rounds - (number - 1) % rounds)
-
-
-def _client(name: str) -> str:
-    """Return who it is: a node whose name was taken when it came back has its node id behind the name."""
-    return re.sub(r"@\d+$", "", name)

@@ -161,7 +161,7 @@ class Roster:
         for node, name in before.items():
             if (now := self._names.get(node, name)) != name:
                 logger.info("node %d answers late: it is client %s", node, now)
-                self._renamed[name] = now
+                self._renamed[name] = said_name(now, node)
         return bool(answers)
 
     def _may_be_client(self, node: int) -> bool:  # noqa: ARG002  for rosters with other nodes
@@ -285,6 +285,33 @@ def sample_cohort(clients: Mapping[str, int], size: int, *, rng: np.random.Gener
 def name_order(name: str) -> tuple[int, int, str]:
     """Sort key: numbers by value, then everything else by text."""
     return (0, int(name), "") if name.isdecimal() else (1, 0, name)
+
+
+def said_name(name: str, node: int) -> str:
+    """Return the name that ``node`` says, also if another node had it first.
+
+    >>> said_name("0@17", 17), said_name("ward@17", 5)
+    ('0', 'ward@17')
+    """
+    return name.removesuffix(f"@{node}")
+
+
+def one_node_each(clients: Mapping[str, int]) -> dict[str, int]:
+    """Return, by the names that nodes say, one node for each: whoever was given the name first.
+
+    What bounds the influence of a client must not count it twice because it runs two nodes.
+    """
+    chosen: dict[str, int] = {}
+    for name, node in sorted(clients.items(), key=lambda item: name_order(item[0])):
+        chosen.setdefault(said_name(name, node), node)
+    if surplus := sorted(set(clients.values()) - set(chosen.values())):
+        logger.warning(
+            "%d nodes (the first is %d) say the name of a client that another node is, and take no part: "
+            "what a client may tell is bounded for one of its nodes; give every client its own partition-id",
+            len(surplus),
+            surplus[0],
+        )
+    return chosen
 
 
 def name_some(names: Sequence[str]) -> str:
