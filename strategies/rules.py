@@ -86,7 +86,7 @@ def check_model(layout: Layout, arrays: NamedArrays) -> None:
     """
     if layout.size == 0:
         raise StructureError(
-            f"strategy: the model has no float array to aggregate (it has {', '.join(arrays) or 'no array'}); "
+            f"strategy: the model has no float array to aggregate (arrays: {', '.join(arrays) or 'none'}); "
             "give initial arrays that training changes."
         )
 
