@@ -43,8 +43,8 @@ def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
     hostile = getattr(attack, "num_byzantine", 0)
     if hostile > clients:
         raise ConfigError(
-            f"simulate: attack={config.attack} makes {hostile} clients hostile, but there are {clients}; lower "
-            "its num_byzantine, or give more clients."
+            f"simulate: attack={config.attack} makes {hostile} clients hostile, but there are {clients}; "
+            "lower its num_byzantine, or give more clients."
         )
 
 
