@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,12 @@ from .training import NamedArrays
 CHECKPOINT_SCHEMA = 1
 _FILE_NAME = re.compile(r"round-(\d{6,})\.ckpt")
 _MANIFEST = "manifest.json"
+_UNREADABLE = (
+    OSError, EOFError, KeyError, TypeError, ValueError, StructureError,
+    zipfile.BadZipFile, zlib.error,
+    RuntimeError,  # by a flipped bit a member is encrypted, or of a zip version that nobody knows
+)  # fmt: skip
+"""What reading a damaged file raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read(_MANIFEST))
+            if not isinstance(manifest, dict):
+                raise CheckpointError(f"checkpoint {path}: {_MANIFEST} is no object; delete this file.")
             if manifest.get("schema") != CHECKPOINT_SCHEMA:
                 raise CheckpointError(
                     f"checkpoint {path}: schema {manifest.get('schema')!r}, but this version reads "
@@ -109,10 +118,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     )
                 stored = Array(entry["dtype"], tuple(entry["shape"]), "numpy.ndarray", data)
                 arrays[entry["group"]][entry["name"]] = np.array(to_ndarray(stored))
-            return Checkpoint(round=manifest["round"], arrays=arrays, facts=manifest["facts"])
+            number, facts = manifest["round"], manifest["facts"]
+            if type(number) is not int or not isinstance(facts, dict):
+                raise CheckpointError(
+                    f"checkpoint {path}: round={number!r} or its facts are none; delete it."
+                )
+            return Checkpoint(round=number, arrays=arrays, facts=facts)
     except CheckpointError:
         raise
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, StructureError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"checkpoint {path}: cannot be read ({error}); delete this file to resume from the one before "
             "it, or start anew in another folder."
@@ -143,7 +157,7 @@ def _write(stream: Any, checkpoint: Checkpoint) -> None:
             for name, value in named.items():
                 array = from_ndarray(value)
                 member = f"arrays/{len(entries):05d}.npy"
-                archive.writestr(member, array.data)
+                archive.writestr(_member(member), array.data)
                 entries.append(
                     {
                         "group": group,
@@ -161,4 +175,11 @@ def _write(stream: Any, checkpoint: Checkpoint) -> None:
             "arrays": entries,
             "facts": dict(checkpoint.facts),
         }
-        archive.writestr(_MANIFEST, json.dumps(manifest))
+        archive.writestr(_member(_MANIFEST), json.dumps(manifest))
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """Return a member without the time of writing: equal states make equal files."""
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o600 << 16
+    return member

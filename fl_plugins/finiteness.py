@@ -1,6 +1,5 @@
 """Whether a client's parameters, and their difference from the global ones, are finite, in one reading."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +17,11 @@ _RANGE_ELEMENTS = 1 << 16
 """Elements that are looked at twice while they are in cache."""
 
 _MODERATE = 1e30
-"""Far below the largest float32; so is its sum with 1.8e19, the root of that, or in float64 with 1.3e154."""
+"""Far below the largest float32; so is its sum with 1.8e19, the root of that, or in float64 with 1e140."""
+
+_LARGEST = 1e140
+"""Largest entry of a float64 update: rules that take norms sum squares of entries in float64, and one client
+whose squares overflow there would end the round for all. float32 squares never do."""
 
 
 def float_ranges(arrays: NamedArrays) -> dict[str, Range]:
@@ -53,7 +56,8 @@ def find_non_finite(
 
 def not_finite(key: str, dtype: Any) -> str:
     """Return what is wrong with the array ``key`` of a model in ``dtype``."""
-    return f"array {key!r} has NaN or infinite values, or overflows the model's {dtype}"
+    beyond = f" (as does an update beyond {_LARGEST:g})" if np.dtype(dtype) == np.float64 else ""
+    return f"array {key!r} has NaN or infinite values, or overflows the model's {dtype}{beyond}"
 
 
 def _is_finite(values: NDArray[Any], base: NDArray[Any], base_range: Range | None, dtype: Any) -> bool:
@@ -62,7 +66,14 @@ def _is_finite(values: NDArray[Any], base: NDArray[Any], base_range: Range | Non
         return True
     # The difference, not the reply: 3e38 − (−3e38) overflows although both are finite.
     update = np.subtract(values, base, dtype=dtype, casting="unsafe")
-    return bool(np.isfinite(update).all() and np.isfinite(values.astype(base.dtype, copy=False)).all())
+    return _is_bounded(update, dtype) and bool(np.isfinite(values.astype(base.dtype, copy=False)).all())
+
+
+def _is_bounded(updates: NDArray[Any], dtype: Any) -> bool:
+    """Whether differences in ``dtype`` are finite, and their squares too."""
+    if np.dtype(dtype) == np.float64:
+        return bool((np.abs(updates) <= _LARGEST).all())  # not so for NaN
+    return bool(np.isfinite(updates).all())
 
 
 def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any) -> bool:
@@ -75,12 +86,12 @@ def _is_surely_finite(values: NDArray[Any], base: Range, dtype: Any, narrow: Any
         return False
     if values.dtype == narrow and -_MODERATE < base[0] <= base[1] < _MODERATE:
         flat = values.reshape(-1, order="A")
-        if math.isfinite(np.vdot(flat, flat)):
+        if np.vdot(flat, flat) < _LARGEST**2:  # neither inf nor NaN is
             return True
     least, greatest = _range(values)
     differences = np.subtract([greatest, least], base, dtype=dtype, casting="unsafe")
     fitted = np.asarray([least, greatest]).astype(narrow)
-    return bool(np.isfinite(differences).all() and np.isfinite([*fitted, *base]).all())
+    return _is_bounded(differences, dtype) and bool(np.isfinite([*fitted, *base]).all())
 
 
 def _range(values: NDArray[Any]) -> Range:

@@ -28,7 +28,7 @@ from .options import Settings, StrategyOptions
 from .replies import ClientReply, Metrics, claimed_examples, mean_metrics, median_metrics, to_metric_record
 from .roster import Roster
 from .rounds import run_rounds
-from .rules import Role, RuleState, check_fallback, describe_rule, for_cohort, rule_or_fallback
+from .rules import Role, RuleState, check_fallback, check_model, describe_rule, for_cohort, rule_or_fallback
 from .server_optimizer import ServerOptimizer, floats_of, step
 from .session import Phase, Session
 
@@ -96,6 +96,8 @@ class FederatedStrategy(Strategy):
         ------
         PreconditionError
             If the rule cannot work on a cohort of this size, before any message is sent.
+        StructureError
+            If the model has nothing to aggregate.
         QuorumError
             If not enough nodes connect in time.
         """
@@ -281,6 +283,8 @@ class FederatedStrategy(Strategy):
             rule = for_cohort(self.aggregator, len(clients))
             rule.check(len(clients))
         layout = Layout.of(base)
+        if phase == "train" and clients:
+            check_model(layout, base)
         form = self._form(rule, layout) if phase == "train" else None
         hosts = frozenset(filter(session.roster.is_host, clients.values()))
         cohort = Cohort(

@@ -76,6 +76,21 @@ def check_fallback(fallback: object, *, on_shortfall: str) -> None:
         )
 
 
+def check_model(layout: Layout, arrays: NamedArrays) -> None:
+    """Check that there is something to aggregate, before a client trains.
+
+    Raises
+    ------
+    StructureError
+        If no array is floating point and has elements.
+    """
+    if layout.size == 0:
+        raise StructureError(
+            f"strategy: the model has no float array to aggregate (arrays: {', '.join(arrays) or 'none'}); "
+            "give initial arrays that training changes."
+        )
+
+
 def rule_or_fallback(
     rule: Aggregator, fallback: Aggregator | None, *, asked: int, accepted: int
 ) -> tuple[Role, Aggregator, str]:

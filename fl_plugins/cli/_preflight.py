@@ -38,7 +38,14 @@ def check_run(run_config: Mapping[str, Value], *, num_supernodes: int) -> None:
         option="--virtual-clients" if config.virtual_clients else "--num-supernodes",
         phases=("train", "evaluate") if config.client_evaluation else ("train",),
     )
-    client_stack(config)
+    attack = client_stack(config).attack
+    clients = config.virtual_clients or num_supernodes
+    hostile = getattr(attack, "num_byzantine", 0)
+    if hostile > clients:
+        raise ConfigError(
+            f"simulate: attack={config.attack} makes {hostile} clients hostile, but there are {clients}; "
+            "lower its num_byzantine, or give more clients."
+        )
 
 
 def check_cohorts(

@@ -22,6 +22,9 @@ MAX_TEXT_CHARS = 300
 MAX_NAMES = 12
 """Clients named on one line."""
 
+LOW_WEIGHT = 0.5
+"""Clients whose mean weight is below so much of an equal share are named when a run has finished."""
+
 MAX_METRICS = 4
 """Metrics on one line."""
 
@@ -44,6 +47,8 @@ class ProgressState:
     server_metrics: Mapping[str, Any] = field(default_factory=dict)
     client_metrics: Mapping[str, Any] = field(default_factory=dict)
     privacy: Event | None = None
+    weights: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """By client: the sum of its weights, 1 being an equal share, and the number of rounds."""
 
     @property
     def eta_s(self) -> float | None:
@@ -74,7 +79,11 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
             return ProgressState(num_rounds=event["num_rounds"]), [_describe_run(event)]
         case "round_started":
             fresh = ProgressState(
-                num_rounds=state.num_rounds, done=state.done, seconds=state.seconds, privacy=state.privacy
+                num_rounds=state.num_rounds,
+                done=state.done,
+                seconds=state.seconds,
+                privacy=state.privacy,
+                weights=state.weights,
             )
             return replace(fresh, round=event["round"], sampled=len(event["sampled"])), []
         case "missing" if event["clients"]:
@@ -82,6 +91,8 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
             return state, [f"  {names} did not answer in time ({event['phase']})"]
         case "round_retried":
             return state, [f"  round {event['round']}, attempt {event['attempt']}: {_short(event['reason'])}"]
+        case "aggregated" if event.get("rule") != "mean":  # whose weights are numbers of examples
+            return replace(state, weights=_add_weights(state.weights, event["contribution"] or {})), []
         case "privacy":
             return replace(state, privacy=event), []
         case "evaluated" if event["where"] == "server":
@@ -99,7 +110,8 @@ def _advance(state: ProgressState, event: Event) -> tuple[ProgressState, list[st
         case "run_finished":
             head = f"finished {event['rounds']} rounds in {show_duration(event['seconds'])}"
             spent = [_describe_privacy(state.privacy)] if state.privacy else []
-            return state, [_joined(head, *_metrics(event["metrics"] or {})), *spent]
+            low = _describe_low_weights(state.weights)
+            return state, [_joined(head, *_metrics(event["metrics"] or {})), *low, *spent]
         case "run_failed":
             return state, [f"failed: {_short(event['error'])}"]
     return state, []
@@ -199,6 +211,32 @@ def _count(state: ProgressState, event: Event) -> ProgressState:
         return state
     quarantined = event["status"] == "quarantined"
     return replace(state, answered=state.answered + 1, quarantined=state.quarantined + quarantined)
+
+
+def _add_weights(
+    weights: Mapping[str, tuple[float, int]], contribution: Mapping[str, float]
+) -> dict[str, tuple[float, int]]:
+    """Return the weights with those of one round more."""
+    after = dict(weights)
+    for client, share in contribution.items():
+        total, rounds = after.get(client, (0.0, 0))
+        after[client] = (total + share * len(contribution), rounds + 1)
+    return after
+
+
+def _describe_low_weights(weights: Mapping[str, tuple[float, int]]) -> list[str]:
+    """Return which clients the rule trimmed or weighted down most, over all rounds, if there are any.
+
+    >>> _describe_low_weights({"0": (0.1, 5), "1": (5.0, 5), "2": (1.0, 5)})
+    ['least weight in the aggregate, 1 being an equal share: client 0 0.02, client 2 0.20']
+    """
+    mean = {client: total / rounds for client, (total, rounds) in weights.items()}
+    low = sorted((weight, len(client), client) for client, weight in mean.items() if weight < LOW_WEIGHT)
+    if not low:
+        return []
+    listed = ", ".join(f"client {client} {weight:.2f}" for weight, _, client in low[:MAX_NAMES])
+    more = f" and {len(low) - MAX_NAMES} more" if len(low) > MAX_NAMES else ""
+    return [f"least weight in the aggregate, 1 being an equal share: {listed}{more}"]
 
 
 def _describe_refusals(replies: Sequence[Event]) -> list[str]:

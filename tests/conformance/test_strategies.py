@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_plugins.aggregation import SignMajority
-from fl_plugins.errors import PreconditionError, QuorumError
+from fl_plugins.errors import PreconditionError, QuorumError, StructureError
 from fl_plugins.records import from_named, to_named
 from fl_plugins.registry import Kind, available
 from fl_plugins.spec import build
@@ -179,6 +179,27 @@ def test_b7_a_nan_reply_is_left_out(strategy: FederatedStrategy) -> None:
     new = _aggregate(strategy, change=poison)
     assert all(np.isfinite(value).all() for value in new.values())
     assert strategy.tally.quarantined == 1
+
+
+def test_one_update_whose_square_overflows_float64_is_left_out_and_ends_no_round(
+    strategy: FederatedStrategy,
+) -> None:
+    """Rules that take norms cannot work with it, and one hostile client must not be able to end a run."""
+
+    def explode(index: int, arrays: dict[str, Any]) -> dict[str, Any]:
+        return {**arrays, "params/a": np.array([1.0, -1e200])} if index == 0 else arrays
+
+    new = _aggregate(strategy, change=explode)
+    assert (strategy.tally.non_finite, strategy.tally.accepted) == (1, NUM_CLIENTS - 1)
+    assert (np.abs(new["params/a"]) < 3).all()
+
+
+def test_a_model_without_a_float_is_refused_before_messages_leave(strategy: FederatedStrategy) -> None:
+    integers = from_named({"steps": np.arange(3), "params/empty": np.zeros((0, 3), np.float32)})
+    with InProcessGrid(lambda message, _: message, NUM_CLIENTS) as grid:
+        with pytest.raises(StructureError, match=r"no float array .*steps"):
+            list(strategy.configure_train(1, integers, ConfigRecord(), grid))
+        assert grid.sent == []
 
 
 def test_b8_a_broadcastable_shape_is_refused(strategy: FederatedStrategy) -> None:

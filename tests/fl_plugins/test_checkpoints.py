@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,52 @@ def test_one_flipped_byte_is_noticed(tmp_path: Path, position: float) -> None:
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"round-000003\.ckpt"):
         load_checkpoint(path)
+
+
+def test_a_flipped_bit_in_the_archives_directory_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """It may make a member encrypted, or of a zip version that nobody knows."""
+    small = Checkpoint(round=3, arrays={"model": {"w": np.ones(2, np.float32)}}, facts={"seed": 7})
+    path = save_checkpoint(tmp_path, small)
+    data = path.read_bytes()
+    refused, directory = 0, range(data.index(b"PK\x01\x02"), len(data))
+    for position in directory:
+        for bit in range(8):
+            path.write_bytes(data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :])
+            try:
+                loaded = load_checkpoint(path)
+            except CheckpointError:
+                refused += 1
+                continue
+            assert (loaded.round, loaded.facts) == (3, {"seed": 7})
+            assert loaded.arrays["model"]["w"].tobytes() == np.ones(2, np.float32).tobytes()
+    assert refused > 4 * len(directory)  # most: what changes nothing are times, permissions and the like
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        '{"schema": 1, "groups": ["model"], "arrays": [], "round": "3", "facts": {}}',
+        '{"schema": 1, "groups": ["model"], "arrays": [], "round": 3, "facts": []}',
+        "[" * 100_000,
+    ],
+    ids=["no object", "round", "facts", "nested"],
+)
+def test_a_sound_archive_with_a_strange_manifest_is_refused(tmp_path: Path, manifest: str) -> None:
+    path = tmp_path / "round-000003.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("manifest.json", manifest)
+    with pytest.raises(CheckpointError, match=r"round-000003\.ckpt"):
+        load_checkpoint(path)
+
+
+def test_equal_states_make_equal_files_whenever_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = save_checkpoint(tmp_path / "a", _checkpoint()).read_bytes()
+    later = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert save_checkpoint(tmp_path / "b", _checkpoint()).read_bytes() == first
 
 
 @pytest.mark.parametrize("length", [0, 10, 500])

@@ -61,6 +61,7 @@ def run(tmp_path, *arguments):
         (["--client", "nobody"], "nobody"),
         (["--task", "digts"], "digits"),
         (["--attack", "sign_flp()"], "sign_flip"),
+        (["--attack", "sign_flip(num_byzantine=11)"], "makes 11 clients hostile, but there are 10"),
         (["--num-rounds", "0"], "num-rounds=0"),
         (["--run-config", "num-round=3"], "did you mean num-rounds"),
         (["--run-config", "num-rounds=3.5"], "num-rounds"),

@@ -70,6 +70,22 @@ def test_a_run_is_told_line_by_line():
     ]
 
 
+@pytest.mark.parametrize("rule", ["trimmed_mean", "mean"])
+def test_clients_that_a_robust_rule_weighted_down_are_named_at_the_end(rule):
+    """Client 2 has 0.1 · 4 and 0.02 · 3 of an equal share; a mean's weights are numbers of examples."""
+    shares = ({"0": 0.4, "1": 0.3, "2": 0.1, "9": 0.2}, {"0": 0.5, "1": 0.48, "2": 0.02})
+    events = [run()]
+    for number, contribution in enumerate(shares, start=1):
+        events += [
+            event("round_started", round=number, sampled=list(contribution)),
+            event("aggregated", round=number, contribution=contribution) | {"rule": rule},
+        ]
+    lines = lines_of([*events, event("run_finished", rounds=2, seconds=1.0, metrics={})])
+    named = [line for line in lines if "least weight" in line]
+    expected = "least weight in the aggregate, 1 being an equal share: client 2 0.23"
+    assert named == ([expected] if rule == "trimmed_mean" else [])
+
+
 def test_what_a_private_run_has_spent_is_told_with_delta_unit_and_adjacency():
     spent = event(
         "privacy",
