@@ -61,7 +61,8 @@ def narrate(event: Event) -> None:
         case "round_finished":
             tell(f"  round {event['round']} of {NUM_ROUNDS} took {event['seconds']:.1f} s")
         case "evaluated":
-            tell(f"  accuracy on the nodes' own validation data: {event['metrics']['accuracy']:.3f}")
+            whose = "the nodes' own validation" if event["where"] == "clients" else "the server's held-out"
+            tell(f"  round {event['round']}: accuracy {event['metrics']['accuracy']:.3f} on {whose} data")
 
 
 class Saboteur:
