@@ -11,8 +11,8 @@ DEMO_STRATEGIES := fedavg; krum(num_byzantine=2); trimmed_mean(fraction=0.2)
 help:
 	@echo "make demo     install, then FedAvg, Krum and trimmed mean with two hostile clients of ten"
 	@echo "make deploy-demo  install, then five real processes with TLS and keys, two of them killed"
-	@echo "make test     install, then every test but two"
-	@echo "make test-long  those: eight SuperNodes, five of them killed, each in another stage; a million parameters"
+	@echo "make test     install, then every test but the long ones"
+	@echo "make test-long  those: nodes killed in each stage, a million parameters, encryption simulated"
 	@echo "make fast     the tests that start no Flower processes"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make format   let ruff rewrite the code"

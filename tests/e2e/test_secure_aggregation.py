@@ -35,7 +35,14 @@ HELPED = "additive_aggregation(fedavg(), helpers=2, max_weight=400, clip=2.0)"
 ENCRYPTED = "ckks_aggregation(fedavg(), max_weight=400, clip=2.0)"
 
 
-@pytest.mark.parametrize(("strategy", "num_helpers"), [(SECURE, 0), (HELPED, 2), (ENCRYPTED, 0)])
+@pytest.mark.parametrize(
+    ("strategy", "num_helpers"),
+    [
+        pytest.param(SECURE, 0, id="pairwise"),
+        pytest.param(HELPED, 2, id="helpers"),
+        pytest.param(ENCRYPTED, 0, id="encrypted", marks=pytest.mark.long),
+    ],
+)
 def test_five_clients_that_flwr_run_simulates_give_the_result_of_plain_averaging(
     flwr_run: Callable[..., Any], tmp_path: Path, strategy: str, num_helpers: int
 ) -> None:
