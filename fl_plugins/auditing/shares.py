@@ -1,9 +1,9 @@
 """One-run audit of noise that clients add themselves: what the server sees is the sum of their ring words.
 
-Masks cancel in that sum exactly, so nothing is masked here. The sum has the fewest clients that may be in one,
-``min_survivors``, of whom ``max_colluders`` tell the adversary their words; each of the others is a canary,
-whose update has a direction of its own and is clipped to the clip norm. Heads: it sends its update; tails: a
-zero update (``zero_out``), or the opposite (``replace``).
+Masks cancel in that sum exactly, so nothing is masked here. The sum has the fewest clients that may be in
+one, ``min_survivors``, of whom ``max_colluders`` tell the adversary their words; each of the others is a
+canary, whose update has a direction of its own and is clipped to the clip norm. Heads: it sends its update;
+tails: a zero update (``zero_out``), or the opposite (``replace``).
 
 The adversary knows the rotation, which is public, and sees the sum before it is turned back. Two further sums
 of zero updates tell whether the noise repeats itself, see :mod:`.canaries`.

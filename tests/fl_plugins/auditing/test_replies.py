@@ -1,4 +1,4 @@
-"""Canaries through the layer that protects clients from the server: its ε is not exceeded, defects are caught.
+"""Canaries through the layer that protects clients from the server: no more than its ε, defects are caught.
 
 Noise and coins are the operating system's, so comparisons leave room for chance as in test_canaries.py.
 """
@@ -114,5 +114,5 @@ def test_what_promises_nothing_of_replies_is_refused() -> None:
 
     with pytest.raises(ContractError, match="account for adjacency replace"):
         audit_layer(layer(ZeroOut), num_clients=3)
-    with pytest.raises(ConfigError, match="a reply of round 2 did not come.*max_rounds=1"):
+    with pytest.raises(ConfigError, match=r"a reply of round 2 did not come.*max_rounds=1"):
         audit_layer(layer(max_rounds=1), num_clients=3, num_rounds=2)

@@ -111,6 +111,6 @@ def test_shares_from_seeds_that_the_adversary_knows_are_caught(monkeypatch: pyte
 def test_what_cannot_be_audited_is_refused() -> None:
     with pytest.raises(ContractError, match="updates of 100 entries, but 200 canaries"):
         audit_shares(encoding(num_entries=100), ZERO_OUT, delta=1e-5)
+    add_remove = NeighborRelation.of(unit="client", adjacency="add_remove")
     with pytest.raises(ContractError, match="takes its share of the noise along"):
-        relation = NeighborRelation.of(unit="client", adjacency="add_remove")
-        audit_shares(encoding(), relation, delta=1e-5)
+        audit_shares(encoding(), add_remove, delta=1e-5)
