@@ -29,7 +29,7 @@ def encoding(kind: type[NoisyMean] = NoisyMean, **given: Any) -> Callable[[], No
         "num_entries": 512,
         "num_bits": 32,
         "cohort": 1000,
-        "min_survivors": 220,
+        "min_survivors": 420,
         "max_colluders": 20,
     }
     noise = DistributedNoise(**{**defaults, **given})
@@ -84,14 +84,14 @@ def test_shares_without_noise_are_caught(noise: Noise) -> None:
     broken = Broken(noise=sound.noise, rotation_seed=sound.rotation_seed, part=0.0)
     finding = audit_shares(lambda: broken, ZERO_OUT, delta=1e-5)
     assert finding.accounted is not None
-    assert finding.accounted < finding.most
+    assert finding.accounted < 2.2
     assert finding.violated
 
 
 def test_d4_shares_that_are_sized_for_those_who_dropped_out_too_are_caught() -> None:
-    """Each of 200 adds what would do for 8000: the noise of the sum is √(200/8000) of what is accounted."""
-    sound = encoding(cohort=8000)()
-    broken = Broken(noise=sound.noise, rotation_seed=sound.rotation_seed, part=(200 / 8000) ** 0.5)
+    """Each of 400 adds what would do for 40,000: a tenth of the noise that is accounted."""
+    sound = encoding(cohort=40_000)()
+    broken = Broken(noise=sound.noise, rotation_seed=sound.rotation_seed, part=(400 / 40_000) ** 0.5)
     assert audit_shares(lambda: broken, ZERO_OUT, delta=1e-5).violated
 
 
@@ -109,7 +109,7 @@ def test_shares_from_seeds_that_the_adversary_knows_are_caught(monkeypatch: pyte
 
 
 def test_what_cannot_be_audited_is_refused() -> None:
-    with pytest.raises(ContractError, match="updates of 100 entries, but 200 canaries"):
+    with pytest.raises(ContractError, match="updates of 100 entries, but 400 canaries"):
         audit_shares(encoding(num_entries=100), ZERO_OUT, delta=1e-5)
     add_remove = NeighborRelation.of(unit="client", adjacency="add_remove")
     with pytest.raises(ContractError, match="takes its share of the noise along"):

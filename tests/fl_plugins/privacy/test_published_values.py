@@ -67,7 +67,7 @@ PUBLISHED = {
     # Bu et al. 2020, Figure 4, below: both accountants "give (8.68, 10⁻⁵)" at the 70th epoch.
     "Bu 70 epochs": (256 / MNIST, 0.7, 70 * MNIST // 256, 1e-5, TF_PRIVACY, 8.68, 2, None),
 }
-"""Rate, noise, rounds, δ, orders; what was published, with so many places; and ε by PLD, as dp.md C has it."""
+"""Rate, noise, rounds, δ, orders; what was published, with so many places; and ε by PLD (dp.md C)."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
