@@ -32,7 +32,6 @@ from .mechanisms import Gaussian, Laplace
 from .releases import Release
 from .units import NeighborRelation
 
-
 _FURTHEST = 4.0
 """The square root of how many times as many releases as were found to fit are tried next."""
 
@@ -214,7 +213,7 @@ class Accountant:
         while low < count < high:
             width = high - low
             probe = 2 * count
-            if math.isinf(high) and low > 0 and 0.0 < below:
+            if math.isinf(high) and low > 0 and below > 0.0:
                 probe = max(probe, int(low * min(budget.epsilon / below, _FURTHEST) ** 2))
             if math.isfinite(high):
                 below = spends(low) if math.isnan(below) else below

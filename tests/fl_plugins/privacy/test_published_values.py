@@ -203,3 +203,33 @@ def test_the_noise_of_100_rounds_without_sampling():
     accountant = Accountant(ADD)
     accountant.compose(one, 100)
     assert accountant.report(1e-5).epsilon == pytest.approx(3.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "sensitivity", "rounds", "really"),
+    [(8.0, 1.0, 1, 18.9), (1.0, 1.0, 50, 16.1), (10.0, 1e-4, 1, 8.5e8)],
+    ids=["one round", "fifty rounds", "as FLIP is shipped"],
+)
+def test_d11_what_the_classical_formula_with_a_chosen_sensitivity_costs(claimed, sensitivity, rounds, really):
+    """σ = √(2 log(1.25/δ))·s/ε, as Flower's LocalDpMod has it; two updates of clip norm 1 are 2 apart."""
+    std = math.sqrt(2 * math.log(1.25e5)) * sensitivity / claimed
+    assert d.gaussian_epsilon(1e-5, 2 * math.sqrt(rounds) / std) == pytest.approx(really, rel=4e-3)
+
+
+@pytest.mark.parametrize(("claimed", "delta"), [(10.0, 2.3e-5), (20.0, 1.5e-3)])
+def test_d11_the_classical_formula_is_wrong_for_large_epsilon_even_with_the_right_sensitivity(claimed, delta):
+    mu = claimed / math.sqrt(2 * math.log(1.25e5))
+    assert d.gaussian_delta(claimed, mu) == pytest.approx(delta, rel=0.03)
+
+
+def test_sampling_amplifies():
+    """q = 0.01, z = 1, 1000 rounds, δ = 10⁻⁶: 2.44 by RDP, and 666 for who ignores the sampling."""
+    for sampling, epsilon in (
+        (Poisson(rate=0.01, population=10**6, max_cohort=10**6), 2.44),
+        (Everyone(), 666.4),
+    ):
+        one = Release(mechanism=Gaussian(noise_multiplier=1.0), sampling=sampling, relation=ADD)
+        accountant = Accountant(ADD)
+        accountant.compose(one, 1000)
+        found = accountant.report(1e-6, pld=False).by_method
+        assert found[Method.RDP] == pytest.approx(epsilon, rel=2e-3)
