@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fl_plugins import distributed_privacy
-from fl_plugins.auditing import audit_shares
+from fl_plugins.auditing import audit_shares, audit_strategy
 from fl_plugins.distributed_privacy import NoisyMean
 from fl_plugins.errors import ContractError
 from fl_plugins.privacy import NeighborRelation, NoiseSource
+from fl_plugins.secagg import distributed_noise
 from fl_plugins.secagg.distributed_noise import DistributedNoise, EncodedShare, Noise
+from strategies import DistributedDp, FedAvg
 
 ZERO_OUT = NeighborRelation.of(unit="client", adjacency="zero_out")
 REPLACE = NeighborRelation.of(unit="client", adjacency="replace")
@@ -96,16 +98,49 @@ def test_d4_shares_that_are_sized_for_those_who_dropped_out_too_are_caught() -> 
 
 
 def test_shares_from_seeds_that_the_adversary_knows_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every client has another seed; in the next run it has the same again."""
-    make = encoding()
+    """Every client has another seed; in the next run it has the same again. Rounding is still random."""
+    make, draw, seeds = encoding(), distributed_noise.discrete_gaussian, itertools.count()
+
+    def seeded_noise(size: int, *, std: float, source: NoiseSource) -> Any:
+        return draw(size, std=std, source=NoiseSource(insecure_seed=next(seeds)))
 
     def seeded() -> NoisyMean:
+        nonlocal seeds
         seeds = itertools.count()
-        source = lambda: NoiseSource(insecure_seed=next(seeds))  # noqa: E731
-        monkeypatch.setattr(distributed_privacy, "NoiseSource", source)
         return make()
 
+    monkeypatch.setattr(distributed_noise, "discrete_gaussian", seeded_noise)
     assert audit_shares(seeded, ZERO_OUT, delta=1e-5).violated
+
+
+def federation(adjacency: str) -> Callable[[], DistributedDp]:
+    return lambda: DistributedDp(
+        FedAvg(weighting="uniform"),
+        unit="client",
+        adjacency=adjacency,  # type: ignore[arg-type]
+        population=40,
+        min_clients=34,
+        delta=1e-5,
+        clip_norm=0.5,
+        noise_multiplier=3.0 if adjacency == "zero_out" else 6.0,
+        num_bits=32,
+    )
+
+
+@pytest.mark.parametrize("adjacency", ["zero_out", "replace"])
+def test_the_whole_protocol_passes_with_clients_that_drop_out(adjacency: str) -> None:
+    finding = audit_strategy(federation(adjacency), dropouts=0.1, confidence=0.999)
+    assert finding.accounted == pytest.approx(1.386, abs=0.01)
+    assert not finding.violated
+    assert f"adjacency {adjacency}" in str(finding)
+
+
+def test_the_whole_protocol_without_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = lambda size, *, std, source: np.zeros(size, np.int64)  # noqa: E731
+    monkeypatch.setattr(distributed_noise, "discrete_gaussian", nothing)
+    finding = audit_strategy(federation("zero_out"), dropouts=0.1)
+    assert finding.violated
+    assert finding.shown.guesses.num_correct == finding.shown.guesses.num_guesses
 
 
 def test_what_cannot_be_audited_is_refused() -> None:
