@@ -113,7 +113,12 @@ def accounting(_: bool) -> list[str]:
     ]
     slowest = 0.0
     for name, sampling, z, epsilon, relation in cases:
-        for cache in (divergences.rdp, divergences.pld, divergences._sampled_pld):
+        for cache in (
+            divergences.rdp,
+            divergences.pld,
+            divergences._sampled_pld,
+            divergences.truncation_probability,
+        ):
             cache.cache_clear()
         one = Release(mechanism=Gaussian(noise_multiplier=z), sampling=sampling, relation=relation)
         accountant, budget = Accountant(relation), Budget(epsilon=epsilon, delta=DELTA)

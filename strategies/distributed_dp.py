@@ -20,6 +20,7 @@ from fl_plugins.clipped_updates import trained_keys
 from fl_plugins.contracts import Access, Contract, Weighting
 from fl_plugins.distributed_privacy import DistributedSettings
 from fl_plugins.errors import ConfigError, ContractError, PreconditionError
+from fl_plugins.privacy import Release
 from fl_plugins.records import Layout, to_named
 from fl_plugins.registry import Kind, PluginKind, register
 from fl_plugins.run_options import RunOptions
@@ -204,6 +205,26 @@ class DistributedDp(SecureAggregation):
     def noise_multiplier(self) -> float:
         """z, for the model that runs."""
         return self.secure.noise_multiplier
+
+    @property
+    def release(self) -> Release:
+        """What one sum makes public, for the model that runs."""
+        return self.budget.release
+
+    @property
+    def clip_norm(self) -> float:
+        """The largest norm of an update that is left as it is."""
+        return self.secure.clip_norm
+
+    @property
+    def expected_cohort(self) -> float:
+        """What a sum is divided by."""
+        return float(self.secure.max_cohort)
+
+    @property
+    def mean_weight(self) -> float:
+        """What a client counts for."""
+        return 1.0
 
     # -- Flower's interface ----------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class ServerOptimizer:
         with jax.enable_x64(True):
             if self._state is None:
                 self._state = self._transformation.init(trained)
-            pseudo_gradient = {key: -_wide(update[key]) for key in trained}
+            # NumPy's minus makes a scalar of an array without axes, which some transformations (yogi) refuse.
+            pseudo_gradient = {key: np.asarray(-_wide(update[key])) for key in trained}
             steps, self._state = self._transformation.update(pseudo_gradient, self._state, trained)
             stepped = optax.apply_updates(trained, steps)
         carried = {

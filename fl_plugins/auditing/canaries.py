@@ -21,10 +21,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from .. import wire
+from ..apps.config import RunConfig
+from ..apps.layers import layers_mod
 from ..checks import check_number
 from ..errors import ConfigError, ContractError
 from ..privacy import Accountant, Adjacency, Everyone, FixedSize, Gaussian, NoiseSource, Poisson, Release
@@ -112,24 +115,25 @@ def audit_strategy(
             "expected_cohort, clip_norm); audit dp_fedavg(…), or a strategy with these."
         )
     check_number("audit", "dropouts", dropouts, minimum=0.0, maximum=0.999)
-    release: Release = strategy.release
+    relation = strategy.release.relation
     num_canaries = strategy.population - math.floor(dropouts * strategy.population)
     coins = NoiseSource().bernoulli(0.5, num_canaries)
     tails = {Adjacency.ADD_REMOVE: math.nan, Adjacency.ZERO_OUT: 0.0, Adjacency.REPLACE: -1.0}
-    does = np.where(coins, 1.0, tails[release.relation.adjacency])
+    does = np.where(coins, 1.0, tails[relation.adjacency])
     seen = _play(strategy, does, num_rounds)
+    release: Release = strategy.release  # of distributed noise it depends on the model
     first, second = (_play(make(), np.zeros(num_canaries), num_rounds).sums for _ in range(2))
     sums = seen.sums
     if repeats(first, second):
         sums = sums - first[: len(sums)]
-    accountant = Accountant(release.relation)
+    accountant = Accountant(relation)
     accountant.compose(release, len(sums))
     report = accountant.report(seen.delta)
     exact = isinstance(release.sampling, Everyone) and isinstance(release.mechanism, Gaussian)
     return Finding.of(
         _scores(sums, release, linear=strategy.server_optimizer is not None),
         coins,
-        relation=release.relation,
+        relation=relation,
         delta=seen.delta,
         confidence=confidence,
         accounted=report.epsilon,
@@ -154,6 +158,13 @@ def _play(strategy: PrivateStrategy, does: Floats, num_rounds: int) -> _Seen:
             RecordDict({wire.ARRAYS: from_named({_KEY: model}), wire.METRICS: metrics}), reply_to=message
         )
 
+    layered = ClientApp(mods=[layers_mod])
+    layered.train()(serve)
+
+    def answer(message: Message, context: Context) -> Message:
+        config = message.content.config_records.get(wire.CONFIG, ConfigRecord())
+        return layered(message, context) if wire.LAYERS in config else serve(message, context)
+
     def look(_: int, arrays: ArrayRecord) -> None:
         models.append(to_named(arrays)[_KEY])
 
@@ -164,7 +175,7 @@ def _play(strategy: PrivateStrategy, does: Floats, num_rounds: int) -> _Seen:
     options = RunOptions(
         num_rounds=num_rounds, seed=0, client_evaluation=False, evaluate_fn=look, emit=note, timeout_s=3600.0
     )
-    with quiet(), AuditGrid(serve, strategy.population) as grid:
+    with quiet(), AuditGrid(answer, strategy.population, run_config=RunConfig.defaults()) as grid:
         strategy.run(grid, from_named({_KEY: np.zeros(len(does))}), options)
     if not events:
         raise ConfigError("audit: the strategy released no round; raise its budget, or max_epsilon.")

@@ -32,6 +32,9 @@ from .mechanisms import Gaussian, Laplace
 from .releases import Release
 from .units import NeighborRelation
 
+_FURTHEST = 4.0
+"""The square root of how many times as many releases as were found to fit are tried next."""
+
 
 class Method(StrEnum):
     """How an ε was computed."""
@@ -193,8 +196,9 @@ class Accountant:
     def _fits(self, release: Release, budget: Budget, count: int) -> bool:
         """Whether so many of ``release`` fit beside all others, by PLD.
 
-        It is asked for one more each round, so what is found further on is remembered until others are added:
-        as long as twice as many fit, one distribution is computed for each doubling, then a few more.
+        It is asked for one more each round, so what is found further on is remembered until others are added.
+        ε grows like the square root of their number, or faster: that says where to look next, first further
+        on, then between what fits and what does not.
         """
         others = {each: number for each, number in self._counts.items() if each != release}
         key = (release, budget, frozenset(others.items()))
@@ -209,6 +213,8 @@ class Accountant:
         while low < count < high:
             width = high - low
             probe = 2 * count
+            if math.isinf(high) and low > 0 and below > 0.0:
+                probe = max(probe, int(low * min(budget.epsilon / below, _FURTHEST) ** 2))
             if math.isfinite(high):
                 below = spends(low) if math.isnan(below) else below
                 if below > budget.epsilon:

@@ -83,6 +83,7 @@ def epsilon_from_rdp(orders: Vector, values: Vector, delta: float) -> float:
     return max(float(np.min(candidates)), 0.0)
 
 
+@lru_cache(maxsize=4096)
 def truncation_probability(release: Release) -> float:
     """Return the probability that one unit is drawn *and* its round's cohort is cut.
 
@@ -215,36 +216,42 @@ def _library_rdp(release: Release) -> Vector:
     values[~fractional] = accountant.rdp
     if isinstance(sampling, Poisson):
         values[fractional] = (
-            [_poisson_rdp(sampling.rate, noise, order) for order in ORDERS[fractional]]
+            _poisson_rdp(sampling.rate, noise, ORDERS[fractional])
             if noise >= LEAST_NOISE
             else ORDERS[fractional] / (2.0 * noise**2)  # as if everyone took part
         )
     return values
 
 
-def _poisson_rdp(rate: float, noise: float, order: float) -> float:
-    """Return the Rényi divergence of the Poisson-sampled Gaussian, by the trapezoid rule.
+def _poisson_rdp(rate: float, noise: float, orders: Vector) -> Vector:
+    """Return the Rényi divergences of the Poisson-sampled Gaussian, by the trapezoid rule.
 
     log(1 + ∫ φ(x) · ((1 + u)^α − 1 − α·u) dx) / (α − 1) with u = q·(e^((2x − 1)/2σ²) − 1), whose mean is 0:
-    in this form small divergences keep their digits. The rule converges exponentially, as the integrand is
-    analytic within πσ² of the real line.
+    in this form small divergences keep their digits, and no term is negative. The rule converges
+    exponentially, as the integrand is analytic within πσ² of the real line.
     """
     step = min(noise / 16.0, noise**2 / 8.0)
-    x = np.arange(-40.0 * noise, order + 40.0 * noise, step)
+    x = np.arange(-40.0 * noise, float(np.max(orders)) + 40.0 * noise, step)
     log_density = -0.5 * (x / noise) ** 2 - math.log(noise * math.sqrt(2.0 * math.pi))
+    density = np.exp(log_density)
     exponent = (2.0 * x - 1.0) / (2.0 * noise**2)
     log_ratio = np.logaddexp(math.log1p(-rate), math.log(rate) + exponent)  # of the densities
-    log_power = log_density + order * log_ratio
-    if (peak := float(np.max(log_power))) > _LARGEST_LOG:  # the other terms are lost beside this one
-        return (peak + math.log(step * math.fsum(np.exp(log_power - peak)))) / (order - 1.0)
     near = np.abs(exponent) < 1.0
     u = rate * np.expm1(np.where(near, exponent, 0.0))
-    log_ratio = np.where(near, np.log1p(u), log_ratio)
+    exact_log_ratio = np.where(near, np.log1p(u), log_ratio)
     u = np.where(near, u, rate * np.expm1(np.minimum(exponent, 600.0)))
-    small = order * log_ratio < 1.0
-    terms = np.exp(log_density) * (np.expm1(np.where(small, order * log_ratio, 0.0)) - order * u)
-    large = np.exp(log_density + order * log_ratio) - np.exp(log_density) * (1.0 + order * u)
-    return math.log1p(step * math.fsum(np.where(small, terms, large))) / (order - 1.0)
+
+    def divergence(order: float) -> float:
+        log_power = log_density + order * log_ratio
+        if (peak := float(np.max(log_power))) > _LARGEST_LOG:  # the other terms are lost beside this one
+            return (peak + math.log(step * float(np.sum(np.exp(log_power - peak))))) / (order - 1.0)
+        power = order * exact_log_ratio
+        small = power < 1.0
+        terms = density * (np.expm1(np.where(small, power, 0.0)) - order * u)
+        large = np.exp(log_density + power) - density * (1.0 + order * u)
+        return math.log1p(step * float(np.sum(np.where(small, terms, large)))) / (order - 1.0)
+
+    return np.array([divergence(order) for order in orders.tolist()])
 
 
 def _skellam_rdp(mechanism: Skellam, clip_norms: int) -> Vector:

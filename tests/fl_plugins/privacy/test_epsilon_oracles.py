@@ -1,7 +1,7 @@
-"""ε of closed forms and of Rényi divergences against mpmath and quadrature, and what others have published.
+"""ε of closed forms and of Rényi divergences against mpmath and quadrature.
 
-Each row is a configuration: release, rounds, δ. Together with test_loss_distributions.py they are the
-conformance table of the accountant.
+Each row is a configuration: release, rounds, δ. Together with test_loss_distributions.py and
+test_published_values.py they are the conformance table of the accountant.
 """
 
 import math
@@ -194,39 +194,6 @@ def test_skellam_noise_costs_its_theorems_bound(variance, shift, rounds):
     oracle = converted([rounds * value(order) for order in d.ORDERS], 1e-5)
     mechanism = Skellam(variance=variance, l2_sensitivity=float(shift), l1_sensitivity=float(shift))
     assert by_method(release(mechanism), rounds, 1e-5)[Method.RDP] == pytest.approx(oracle, rel=1e-6)
-
-
-TENTHS = [1 + tenth / 10 for tenth in range(1, 100)]
-TF_PRIVACY = [*TENTHS, *range(12, 64)]
-ABADI = range(2, 34)
-"""The orders of TF-Privacy and Opacus, and those of the paper's moments λ = α − 1 ≤ 32."""
-
-MNIST = 60_000
-PUBLISHED = {
-    # tensorflow/privacy, tutorials/README.md: batches of 256.
-    "TF-Privacy 15 epochs": (256 / MNIST, 1.3, 15 * MNIST // 256, 1e-5, TF_PRIVACY, 1.19, 2),
-    "TF-Privacy 60 epochs": (256 / MNIST, 1.1, 60 * MNIST // 256, 1e-5, TF_PRIVACY, 3.01, 2),
-    "TF-Privacy 45 epochs": (256 / MNIST, 0.7, 45 * MNIST // 256, 1e-5, TF_PRIVACY, 7.10, 2),
-    # pytorch/opacus, examples/mnist_README.md: batches of 240, 250 of them an epoch.
-    "Opacus 15 epochs": (240 / MNIST, 1.3, 15 * 250, 1e-5, TF_PRIVACY, 1.16, 2),
-    "Opacus 60 epochs": (240 / MNIST, 1.1, 60 * 250, 1e-5, TF_PRIVACY, 2.91, 2),
-    "Opacus 45 epochs": (240 / MNIST, 0.7, 45 * 250, 1e-5, TF_PRIVACY, 6.86, 2),
-    # Abadi et al. 2016, section 3.1.
-    "Abadi": (0.01, 4.0, 10_000, 1e-5, ABADI, 1.26, 2),
-    # McMahan et al. 2018: 763,430 users, 5,000 of them a round.
-    "McMahan": (5000 / 763_430, 1.0, 5000, 1e-9, ABADI, 4.634, 3),
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_values_in_the_mode_they_were_computed_in_and_less_in_ours(name):
-    """The moments accountant: ε = R(α) + log(1/δ)/(α − 1), the least over each tool's orders."""
-    q, z, rounds, delta, orders, published, places = PUBLISHED[name]
-    one = release(Gaussian(noise_multiplier=z), whole(q))
-    ours = dict(zip(d.ORDERS.round(1).tolist(), (rounds * d.rdp(one)).tolist(), strict=True))
-    classical = min(ours[round(order, 1)] - math.log(delta) / (order - 1) for order in orders)
-    assert abs(classical - published) <= 0.51 * 10**-places  # they print rounded numbers
-    assert by_method(one, rounds, delta)[Method.RDP] < 0.92 * published
 
 
 # dp.md C: the σ of ε = 3 at δ = 1e-5.
