@@ -8,10 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
+from fl_plugins._flower_engine import CORES
 from fl_plugins.apps.config import RunConfig
 from fl_plugins.errors import ConfigError, FLPluginsError
 from fl_plugins.runlog.events import read_events
@@ -47,6 +50,7 @@ class RunPlan:
             "num-supernodes": self.num_supernodes,
             "client-cpus": self.request.client_cpus,
             "client-gpus": float(self.request.client_gpus),
+            CORES: self.request.run_config.get(CORES, 0),
         }
 
 
@@ -74,15 +78,19 @@ def plan_run(
         check_run(run_config, num_supernodes=num_supernodes)
     if resume and "resume" not in declared:
         raise ConfigError(f"--resume: {where} declares no run-config key 'resume', so it cannot be told to.")
+    cpus = _default_cpus(virtual, num_supernodes) if args.client_cpus is None else args.client_cpus
+    gpus = 0.0 if args.client_gpus is None else args.client_gpus
     ours: dict[str, Value] = {"run-dir": str(folder.resolve()), "resume": resume}
+    if CORES not in given and virtual and num_supernodes == 1 and not gpus and only_cpus():
+        ours[CORES] = cpus
     sent = {key: value for key, value in {**given, **ours}.items() if key in declared}
     request = RunRequest(
         bundle=_bundle(app),
         run_config=sent,
         run_dir=folder,
         num_supernodes=num_supernodes,
-        client_cpus=_default_cpus(virtual, num_supernodes) if args.client_cpus is None else args.client_cpus,
-        client_gpus=0.0 if args.client_gpus is None else args.client_gpus,
+        client_cpus=cpus,
+        client_gpus=gpus,
     )
     return RunPlan(
         title=str(run_config.get("strategy", where)),
@@ -104,6 +112,13 @@ def _has_virtual_clients(run_config: Mapping[str, Value]) -> bool:
 def _default_cpus(virtual: bool, num_supernodes: int) -> int:
     """Return the cores of a node: one, unless it is many clients, which share its part of the machine."""
     return max((os.cpu_count() or 1) // max(num_supernodes, 1), 1) if virtual else 1
+
+
+def only_cpus() -> bool:
+    """Whether JAX computes on CPUs in every process; else a node without GPUs needs one that sees none."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return True
+    return not entry_points(group="jax_plugins") and not any(map(find_spec, ("jax_plugins", "libtpu")))
 
 
 def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:
