@@ -167,7 +167,7 @@ HOSTS = ["--virtual-clients", "100"]
         ([*HOSTS, "--num-supernodes", "2"], True, 0),
         ([*HOSTS, "--client-gpus", "1"], True, 0),
         (HOSTS, False, 0),
-        (["--num-supernodes", "1", "--strategy", "fedavg(min_available_nodes=1)"], True, 0),
+        ([], True, 0),
     ],
 )
 def test_a_lone_cohort_node_is_served_by_the_engine_unless_it_needs_a_process_of_its_own(
