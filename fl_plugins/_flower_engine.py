@@ -36,9 +36,9 @@ class InProcessBackend:
 
     Guarantees
     ----------
-    As with an actor of Ray, the ClientApp shares no message, reply or context with anybody: what it changes
-    in place is its own. Only the bytes of arrays, which nobody can change, are not copied. A context that was
-    changed before the app raised stays as it was.
+    The ClientApp is given copies of message and context, as in an actor of Ray: what it changes in place is
+    its own, and a context that it changed before it raised stays as it was. Only the bytes of arrays, which
+    nobody can change, are not copied.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class InProcessBackend:
 class _PromptQueue(Queue[Any]):
     """A queue whose reader looks sooner whether it is over: the engine's does so once in a second."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:  # noqa: FBT001, FBT002
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return the next item, as a Queue does."""
         return super().get(block, None if timeout is None else min(timeout, _LONGEST_WAIT_S))
 
@@ -105,8 +105,8 @@ def pause(seconds: float) -> None:
 def prepare_engine() -> None:
     """Let the engine in this process serve its nodes itself if the run config says so, and lose no time.
 
-    Call it while the engine loads its ClientApp, which is before it makes its backend and its threads. It then
-    tells of replies (:func:`pause`), and notices within 0.1 s, not 1 s, that a run is over. Outside the
+    Call it while the engine loads its ClientApp, which is before it makes its backend and its threads. It
+    then tells of replies (:func:`pause`), and notices within 0.1 s, not 1 s, that a run is over. Outside the
     engine's process, nothing happens.
     """
     vce_api: Any = sys.modules.get(ENGINE)
@@ -114,12 +114,9 @@ def prepare_engine() -> None:
         return
     run_api, store_replies = vce_api.run_api, vce_api.put_message_into_state
 
-    def run(
-        app_fn: Any, backend_fn: Any, nodes_mapping: Any, state_factory: Any, node_info_stores: Any, *rest: Any
-    ) -> None:
-        told = any(_cores(store) for store in node_info_stores.values())
-        backend = InProcessBackend if told else backend_fn
-        run_api(app_fn, backend, nodes_mapping, state_factory, node_info_stores, *rest)
+    def run(app_fn: Any, backend_fn: Any, nodes: Any, state_factory: Any, stores: Any, *rest: Any) -> None:
+        told = any(_cores(store) for store in stores.values())
+        run_api(app_fn, InProcessBackend if told else backend_fn, nodes, state_factory, stores, *rest)
 
     def store_and_tell(state: Any, queue: Any, stopped: Any) -> None:
         _telling.set()

@@ -2,8 +2,9 @@
 
 Flower's own ``send_and_receive`` returns only when the last reply is in, and on a deployed SuperLink it
 looks every three seconds. Here a reply is yielded when it lands; the pause between two looks is a small part
-of the time for which nothing has come, the simulation engine is told at once that there are messages and tells
-when there is a reply, and one that is still being uploaded is fetched when it is complete, not a second later.
+of the time for which nothing has come, the simulation engine is told at once that there are messages and
+tells when there is a reply, and one that is still being uploaded is fetched when it is complete, not a second
+later.
 """
 
 import time

@@ -48,8 +48,8 @@ class RunConfig:
     virtual_clients : int
         Number of clients in all, which the SuperNodes host between them; 0: every SuperNode is one client.
     in_process_cores : int
-        Cores of the nodes that a simulation serves in its own process, one after the other, instead of in Ray's
-        actors; 0: in actors. Real SuperNodes do not mind.
+        Cores of the nodes that a simulation serves in its own process, one after the other, instead of in
+        Ray's actors; 0: in actors. Real SuperNodes do not mind.
     privacy_ledger : str
         File with what a strategy with a privacy budget has spent; runs on the same clients share one. A
         relative path is seen from ``run_dir``. Empty: ``privacy_ledger.jsonl`` there.

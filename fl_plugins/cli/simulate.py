@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
         "simulate",
         help="run a federation on this machine and watch it",
         description="Run a federation on this machine, in a SuperLink of its own that ends with "
-        "it, as Ray does. The exit status is 0 only if the run finished; runs/<name>/ keeps its events, checkpoints and "
+        "it. The exit status is 0 only if the run finished; runs/<name>/ keeps its events, checkpoints and "
         "model.",
     )
     parser.add_argument(

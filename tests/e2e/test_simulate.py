@@ -192,7 +192,7 @@ def test_compare_shows_what_worked_and_what_failed_and_leaves_nothing_behind(app
 
 @pytest.mark.parametrize(("nodes", "ray"), [(1, False), (1, True), (2, True)])
 def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp, nodes, ray):
-    """A node alone has all cores and JAX a device for each; the engine serves it, unless it is told not to."""
+    """A node alone has all cores and a JAX device for each; the engine serves it, unless told not to."""
     task = "digits(model='mlp')"
     options = ("--name", "x", "--task", task, "--num-rounds", "2", "--seed", "5", "--virtual-clients", "6")
     if nodes == 1 and ray:
@@ -201,7 +201,7 @@ def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_proces
     read_until(process, "round 1 of 2")
     seen = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
     assert any(b"default_worker.py" in command for command in seen) is ray
-    output, errors = process.communicate(timeout=500)
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
     folder = tmp_path / "runs" / "x"
     replies = [event for event in read_events(folder / "events.jsonl") if event["event"] == "reply"]

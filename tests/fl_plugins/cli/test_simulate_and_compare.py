@@ -183,7 +183,12 @@ def test_a_lone_cohort_node_is_served_by_the_engine_unless_it_needs_a_process_of
 
 @pytest.mark.parametrize(
     ("platforms", "plugins", "found", "expected"),
-    [("", [], "", True), ("", ["cuda"], "", False), ("cpu", ["cuda"], "libtpu", True), ("", [], "libtpu", False)],
+    [
+        ("", [], "", True),
+        ("", ["cuda"], "", False),
+        ("cpu", ["cuda"], "libtpu", True),
+        ("", [], "libtpu", False),
+    ],
 )
 def test_jax_knows_cpus_only_if_it_is_told_so_or_has_no_plugin(
     monkeypatch, platforms, plugins, found, expected
