@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from queue import Queue
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.client_app import ClientAppException
 
 ENGINE = "flwr.server.superlink.fleet.vce.vce_api"
+PROCESS = "flwr.simulation.app"
 CORES = "in-process-cores"
 """Run-config key: how many cores the nodes have that the engine serves itself; 0: Ray serves them."""
 
@@ -106,8 +108,9 @@ def prepare_engine() -> None:
     """Let the engine in this process serve its nodes itself if the run config says so, and lose no time.
 
     Call it while the engine loads its ClientApp, which is before it makes its backend and its threads. It
-    then tells of replies (:func:`pause`), and notices within 0.1 s, not 1 s, that a run is over. Outside the
-    engine's process, nothing happens.
+    then tells of replies (:func:`pause`), notices within 0.1 s, not 1 s, that a run is over, and waits for
+    the last upload of its log, not for a second in which that should end. Outside the engine's process,
+    nothing happens.
     """
     vce_api: Any = sys.modules.get(ENGINE)
     if vce_api is None or vce_api.Queue is _PromptQueue:
@@ -127,6 +130,21 @@ def prepare_engine() -> None:
 
     vce_api.run_api, vce_api.put_message_into_state = run, store_and_tell
     vce_api.Queue = _PromptQueue
+    process: Any = sys.modules.get(PROCESS)
+    if process is not None:
+        process.flush_logs = partial(_upload_log, process.flush_logs)
+
+
+def _upload_log(flush: Callable[..., bool], lines: Any, timeout: float = 3.0) -> bool:
+    """Have the rest of a log uploaded, and end the thread that does it; by ``flush`` if there is none."""
+    for thread in threading.enumerate():
+        # Both attributes are gone as soon as the thread ends.
+        target, arguments = getattr(thread, "_target", None), getattr(thread, "_args", ())
+        if getattr(target, "__name__", "") == "_log_uploader" and arguments and arguments[0] is lines:
+            lines.put(None)  # its sign to upload what there is and end
+            thread.join(timeout)
+            return not thread.is_alive()
+    return flush(lines, timeout)
 
 
 class _TellingState:

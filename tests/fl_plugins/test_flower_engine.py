@@ -1,7 +1,9 @@
 """What ``_flower_engine.py`` does with flwr's simulation engine, which runs here in threads, with doubles."""
 
+import importlib
 import threading
 import time
+from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from flwr.clientapp.client_app import ClientAppException
 from flwr.server.superlink.fleet.vce import vce_api
 from flwr.server.superlink.fleet.vce.backend import Backend
 from flwr.server.superlink.fleet.vce.metrics import VceMetrics
+from flwr.supercore import logger
 
 from fl_plugins import _flower_engine
 from fl_plugins._flower import server_identity
@@ -178,6 +181,32 @@ def test_an_app_that_raises_is_the_error_of_a_client_app_and_leaves_the_context_
     with pytest.raises(ClientAppException, match="the app was told to break"):
         backend.process_message(sent, context)
     assert context.state["kept"]["n"] == 1
+
+
+def test_the_end_of_a_log_is_uploaded_and_no_second_is_waited_for(monkeypatch):
+    process = importlib.import_module("flwr.simulation.app")
+    monkeypatch.setattr(process, "flush_logs", process.flush_logs)
+    prepare_engine()
+    assert process.flush_logs is not logger.flush_logs
+    uploaded = []
+
+    def push(request):
+        time.sleep(0.1)
+        uploaded.extend(request.logs)
+
+    lines = Queue()
+    thread = logger.start_log_uploader(lines, NODE, RUN, SimpleNamespace(PushLogs=push))
+    for line in ("first", "last"):
+        lines.put(line)
+    began = time.monotonic()
+    assert process.flush_logs(lines)
+    assert time.monotonic() - began < 0.9, "Flower waits for one second"
+    assert uploaded == ["first", "last"]
+    assert not thread.is_alive()
+    logger.stop_log_uploader(lines, thread)
+    began = time.monotonic()
+    process.flush_logs(Queue(), timeout=0.2)
+    assert time.monotonic() - began >= 0.2, "without the thread, what Flower does"
 
 
 def test_it_has_all_that_the_engine_may_ask_of_a_backend():
