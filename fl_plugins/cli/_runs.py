@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -85,7 +86,7 @@ def plan_run(
         ours[CORES] = cpus
     sent = {key: value for key, value in {**given, **ours}.items() if key in declared}
     request = RunRequest(
-        bundle=_bundle(app),
+        bundle=b"" if app is None else load_bundle(app),
         run_config=sent,
         run_dir=folder,
         num_supernodes=num_supernodes,
@@ -137,11 +138,14 @@ def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:
         for plan in plans:
             stack.enter_context(claimed(plan.folder, resume=plan.resume))
             write_config(plan.folder, plan.describe(), plan.run_config)
+        make = _ready_made_bundle if any(plan.app == READY_MADE for plan in plans) else bytes
+        ready_made = stack.enter_context(ThreadPoolExecutor(1)).submit(make)  # while the SuperLink starts
         superlink = _start(console, stack, log_folder)
         for number, plan in enumerate(plans, start=1):
             if len(plans) > 1:
                 console.print(f"\n[{number}/{len(plans)}] {plan.title}", markup=False, soft_wrap=True)
-            if not _run(console, superlink, plan):
+            bundle = ready_made.result() if plan.app == READY_MADE else plan.request.bundle
+            if not _run(console, superlink, replace(plan, request=replace(plan.request, bundle=bundle))):
                 failed.append(plan)
     return [_summarize(plan, failed=plan in failed) for plan in plans]
 
@@ -178,9 +182,7 @@ def _run(console: Console, superlink: SuperLink, plan: RunPlan) -> bool:
     return True
 
 
-def _bundle(app: Path | None) -> bytes:
-    """Return the app to run; the ready-made one is written for the purpose."""
-    if app is not None:
-        return load_bundle(app)
+def _ready_made_bundle() -> bytes:
+    """Return the ready-made app, written for the purpose."""
     with tempfile.TemporaryDirectory(prefix="fl-plugins-app-") as folder:
         return load_bundle(write_app(Path(folder)))
