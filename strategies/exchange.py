@@ -2,8 +2,9 @@
 
 Flower's own ``send_and_receive`` returns only when the last reply is in, and on a deployed SuperLink it
 looks every three seconds. Here a reply is yielded when it lands; the pause between two looks is a small part
-of the time for which nothing has come, the simulation engine is told at once that there are messages, and a
-reply that is still being uploaded is fetched when it is complete, not a second later.
+of the time for which nothing has come, the simulation engine is told at once that there are messages and
+tells when there is a reply, and one that is still being uploaded is fetched when it is complete, not a second
+later.
 """
 
 import time
@@ -13,6 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fl_plugins._flower import deliver_now, pull_promptly
+from fl_plugins._flower_engine import pause, tells_of_replies
 
 _LATE_S = 300.0
 """How long after the deadline a message expires: more than clocks may differ and pushing may take."""
@@ -63,6 +65,7 @@ def exchange(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> It
             return
         if came:
             last = now
-        pause = max(_SHORTEST_PAUSE_S, _PAUSE_PART * (now - last), _TIMES_LOOKING * looking)
-        pause = min(pause, _LONGEST_PAUSE_S)
-        time.sleep(min(pause, deadline - now))
+        seconds = max(_SHORTEST_PAUSE_S, _PAUSE_PART * (now - last), _TIMES_LOOKING * looking)
+        if tells_of_replies():
+            seconds = _LONGEST_PAUSE_S
+        pause(min(seconds, _LONGEST_PAUSE_S, deadline - now))

@@ -115,6 +115,11 @@ RUNNERS = {
         ours(num_supernodes=1, config=f"virtual-clients={workload.NUM_CLIENTS}"),
         read_events,
     ),
+    "ours-cohort-ray": Runner(
+        "ours, cohort, the SuperNode in a Ray actor",
+        ours(num_supernodes=1, config=f"virtual-clients={workload.NUM_CLIENTS} in-process-cores=0"),
+        read_events,
+    ),
     "pfl": Runner("pfl-research, 1 process", module("pfl_runner", python=peer("pfl")), peer="pfl"),
     "pfl-2": Runner(
         "pfl-research, 2 processes", module("pfl_runner", "--processes", "2", python=peer("pfl")), peer="pfl"

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from .. import wire
+from .._flower_engine import prepare_engine
 from ..errors import FLPluginsError
 from ..resident.client import serve, warm_up
 from ..resident.lifetime import deployed_node
@@ -65,6 +66,7 @@ def _here(kind: str) -> Handler:
 if deployed_node() is None:
     # A process that stays, or has no worker to ask: it will need these, and better at once than in mid-run.
     from . import serving as serving
+prepare_engine()
 
 app = ClientApp(mods=[packed_mod, layers_mod])
 

@@ -47,6 +47,9 @@ class RunConfig:
         Continue from the newest checkpoint in ``run_dir``.
     virtual_clients : int
         Number of clients in all, which the SuperNodes host between them; 0: every SuperNode is one client.
+    in_process_cores : int
+        Cores of the nodes that a simulation serves in its own process, one after the other, instead of in
+        Ray's actors; 0: in actors. Real SuperNodes do not mind.
     privacy_ledger : str
         File with what a strategy with a privacy budget has spent; runs on the same clients share one. A
         relative path is seen from ``run_dir``. Empty: ``privacy_ledger.jsonl`` there.
@@ -81,6 +84,7 @@ class RunConfig:
     keep_checkpoints: int = 3
     resume: bool = False
     virtual_clients: int = 0
+    in_process_cores: int = 0
     privacy_ledger: str = ""
     simulated_helpers: int = 0
     simulated_sum_key: str = ""
@@ -128,6 +132,7 @@ class RunConfig:
         check_int("run config", "seed", self.seed, minimum=0)
         check_int("run config", "virtual-clients", self.virtual_clients, minimum=0)
         check_int("run config", "simulated-helpers", self.simulated_helpers, minimum=0)
+        check_int("run config", "in-process-cores", self.in_process_cores, minimum=0)
         check_number("run config", "round-timeout-s", self.round_timeout_s, minimum=0, open_below=True)
 
 

@@ -8,17 +8,16 @@ import os
 import sys
 from typing import Any
 
+from .._flower_engine import in_engine
 
-def one_device_per_core() -> None:
-    """Give JAX a CPU device for each core that Ray assigned to this actor; elsewhere do nothing.
+
+def one_device_per_core(in_process_cores: int) -> None:
+    """Give JAX a CPU device for each core of this node, as Ray or the run config says; elsewhere do nothing.
 
     Call it before this process computes anything with JAX: afterwards the devices stay as they are. A number
     of devices that the environment sets is kept.
     """
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return
-    cores = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    cores = in_process_cores if in_process_cores and in_engine() else _cores_of_actor()
     if cores < 2 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
@@ -30,3 +29,11 @@ def one_device_per_core() -> None:
         config.update("jax_num_cpu_devices", cores)
     except RuntimeError:
         return  # the devices are there already
+
+
+def _cores_of_actor() -> int:
+    """Return how many cores Ray assigned to this actor; 0 where there is none."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return 0
+    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))

@@ -25,6 +25,7 @@ from ..seeds import derive_seed
 from ..spec import build, parse
 from ..training import HasGoal
 from .config import RunConfig
+from .cores import one_device_per_core
 from .stack import ClientStack, client_stack
 
 FINAL_MODEL = "final_model.ckpt"
@@ -36,6 +37,8 @@ WRITER_TIMEOUT_S = 20.0
 
 def run_app(grid: Grid, config: RunConfig) -> Result:
     """Build the stack of ``config``, run it, and keep what it leaves in ``run_dir``."""
+    if config.virtual_clients and config.in_process_cores:
+        one_device_per_core(config.in_process_cores)  # the nodes are served here, and JAX is not set up twice
     load_modules(config.plugins)
     strategy = build(Kind.STRATEGY, config.strategy)
     stopper = build(Kind.STOPPER, config.stop) if config.stop.strip() else None

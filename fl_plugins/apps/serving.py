@@ -27,7 +27,7 @@ def train(message: Message, context: Context) -> RecordDict:
     asked, received = _read(message)
     number = _round_in(asked)
     if config.virtual_clients:
-        one_device_per_core()
+        one_device_per_core(config.in_process_cores)
     stack = client_stack(config)
     partition_id, num_partitions = data_of(context)
     if isinstance(stack.attack, SeesParameters):

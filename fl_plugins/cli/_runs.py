@@ -6,12 +6,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
+from fl_plugins._flower_engine import CORES
 from fl_plugins.apps.config import RunConfig
 from fl_plugins.errors import ConfigError, FLPluginsError
 from fl_plugins.runlog.events import read_events
@@ -47,6 +51,7 @@ class RunPlan:
             "num-supernodes": self.num_supernodes,
             "client-cpus": self.request.client_cpus,
             "client-gpus": float(self.request.client_gpus),
+            CORES: self.request.run_config.get(CORES, 0),
         }
 
 
@@ -74,15 +79,19 @@ def plan_run(
         check_run(run_config, num_supernodes=num_supernodes)
     if resume and "resume" not in declared:
         raise ConfigError(f"--resume: {where} declares no run-config key 'resume', so it cannot be told to.")
+    cpus = _default_cpus(virtual, num_supernodes) if args.client_cpus is None else args.client_cpus
+    gpus = 0.0 if args.client_gpus is None else args.client_gpus
     ours: dict[str, Value] = {"run-dir": str(folder.resolve()), "resume": resume}
+    if CORES not in given and virtual and num_supernodes == 1 and not gpus and only_cpus():
+        ours[CORES] = cpus
     sent = {key: value for key, value in {**given, **ours}.items() if key in declared}
     request = RunRequest(
-        bundle=_bundle(app),
+        bundle=b"" if app is None else load_bundle(app),
         run_config=sent,
         run_dir=folder,
         num_supernodes=num_supernodes,
-        client_cpus=_default_cpus(virtual, num_supernodes) if args.client_cpus is None else args.client_cpus,
-        client_gpus=0.0 if args.client_gpus is None else args.client_gpus,
+        client_cpus=cpus,
+        client_gpus=gpus,
     )
     return RunPlan(
         title=str(run_config.get("strategy", where)),
@@ -106,6 +115,13 @@ def _default_cpus(virtual: bool, num_supernodes: int) -> int:
     return max((os.cpu_count() or 1) // max(num_supernodes, 1), 1) if virtual else 1
 
 
+def only_cpus() -> bool:
+    """Whether JAX computes on CPUs in every process; else a node without GPUs needs one that sees none."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return True
+    return not entry_points(group="jax_plugins") and not any(map(find_spec, ("jax_plugins", "libtpu")))
+
+
 def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:
     """Run all plans, one after the other, in one SuperLink; return how they ended.
 
@@ -122,11 +138,14 @@ def execute(plans: Sequence[RunPlan], log_folder: Path) -> list[RunSummary]:
         for plan in plans:
             stack.enter_context(claimed(plan.folder, resume=plan.resume))
             write_config(plan.folder, plan.describe(), plan.run_config)
+        make = _ready_made_bundle if any(plan.app == READY_MADE for plan in plans) else bytes
+        ready_made = stack.enter_context(ThreadPoolExecutor(1)).submit(make)  # while the SuperLink starts
         superlink = _start(console, stack, log_folder)
         for number, plan in enumerate(plans, start=1):
             if len(plans) > 1:
                 console.print(f"\n[{number}/{len(plans)}] {plan.title}", markup=False, soft_wrap=True)
-            if not _run(console, superlink, plan):
+            bundle = ready_made.result() if plan.app == READY_MADE else plan.request.bundle
+            if not _run(console, superlink, replace(plan, request=replace(plan.request, bundle=bundle))):
                 failed.append(plan)
     return [_summarize(plan, failed=plan in failed) for plan in plans]
 
@@ -163,9 +182,7 @@ def _run(console: Console, superlink: SuperLink, plan: RunPlan) -> bool:
     return True
 
 
-def _bundle(app: Path | None) -> bytes:
-    """Return the app to run; the ready-made one is written for the purpose."""
-    if app is not None:
-        return load_bundle(app)
+def _ready_made_bundle() -> bytes:
+    """Return the ready-made app, written for the purpose."""
     with tempfile.TemporaryDirectory(prefix="fl-plugins-app-") as folder:
         return load_bundle(write_app(Path(folder)))

@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "simulate",
         help="run a federation on this machine and watch it",
-        description="Run a federation on this machine, in a SuperLink and a Ray of its own that end with "
+        description="Run a federation on this machine, in a SuperLink of its own that ends with "
         "it. The exit status is 0 only if the run finished; runs/<name>/ keeps its events, checkpoints and "
         "model.",
     )

@@ -17,7 +17,7 @@ from typing import Protocol
 from fl_plugins import errors
 from fl_plugins._flower import Control, ControlError, RunStatus, build_bundle
 from fl_plugins.errors import ConfigError, RunFailedError
-from fl_plugins.runlog.events import Event, EventLog, EventReader
+from fl_plugins.runlog.events import TERMINAL, Event, EventLog, EventReader
 
 from .superlink import strip_colours
 
@@ -143,7 +143,7 @@ def run_app(superlink: RunsApps, request: RunRequest, show: Callable[[Event], No
         run_id = _start(superlink, control, request)
         log = _LogFollower(superlink, run_id, request.run_dir / SERVER_LOG)
         try:
-            status = _follow(superlink, control, run_id, drain)
+            status = _follow(superlink, control, run_id, drain, lambda: _over(events))
         except BaseException:  # Ctrl-C, too: a run that nobody follows must not go on writing into its folder
             with suppress(ControlError):
                 control.stop_run(run_id)
@@ -161,7 +161,7 @@ def run_app(superlink: RunsApps, request: RunRequest, show: Callable[[Event], No
 
 def judge(status: RunStatus, events: list[Event]) -> str | None:
     """Return what is wrong with a run that has ended, or ``None`` if it succeeded."""
-    ends = [event for event in events if event["event"] in ("run_finished", "run_failed")]
+    ends = [event for event in events if event["event"] in TERMINAL]
     if ends and ends[-1]["event"] == "run_failed":
         return str(ends[-1]["error"])
     if not status.is_completed:
@@ -191,13 +191,24 @@ def _start(superlink: RunsApps, control: Control, request: RunRequest) -> int:
         ) from None
 
 
-def _follow(superlink: RunsApps, control: Control, run_id: int, drain: Callable[[], None]) -> RunStatus:
+def _over(events: list[Event]) -> bool:
+    """Whether the app says that it has come to its end."""
+    return bool(events) and events[-1]["event"] in TERMINAL
+
+
+def _follow(
+    superlink: RunsApps,
+    control: Control,
+    run_id: int,
+    drain: Callable[[], None],
+    over: Callable[[], bool],
+) -> RunStatus:
     """Wait until the run has ended, however long it takes, while events are shown."""
     asked = 0.0
     while True:
         superlink.check_alive()
         drain()
-        if time.monotonic() - asked >= STATUS_EVERY_S:
+        if over() or time.monotonic() - asked >= STATUS_EVERY_S:
             asked = time.monotonic()
             try:
                 status = control.run_status(run_id)

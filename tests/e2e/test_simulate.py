@@ -190,17 +190,23 @@ def test_compare_shows_what_worked_and_what_failed_and_leaves_nothing_behind(app
     wait_until_nothing_is_left(tree, temp, seconds=0.1)
 
 
-@pytest.mark.parametrize("nodes", [1, 2])  # one has all cores, and JAX a device for each
-def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp, nodes):
+@pytest.mark.parametrize(("nodes", "ray"), [(1, False), (1, True), (2, True)])
+def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp, nodes, ray):
+    """A node alone has all cores and a JAX device for each; the engine serves it, unless told not to."""
     task = "digits(model='mlp')"
     options = ("--name", "x", "--task", task, "--num-rounds", "2", "--seed", "5", "--virtual-clients", "6")
+    if nodes == 1 and ray:
+        options += ("--run-config", "in-process-cores=0")
     process = start(tmp_path, "simulate", *options, nodes=nodes)
-    output, errors = process.communicate(timeout=500)
+    read_until(process, "round 1 of 2")
+    seen = {Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
+    assert any(b"default_worker.py" in command for command in seen) is ray
+    _, errors = process.communicate(timeout=500)
     assert process.returncode == 0, errors
-    assert "6 sampled, 6 answered, 0 quarantined" in output
     folder = tmp_path / "runs" / "x"
     replies = [event for event in read_events(folder / "events.jsonl") if event["event"] == "reply"]
     assert len({event["node"] for event in replies}) == nodes
+    assert {event["status"] for event in replies} == {"accepted"}
     assert {event["client"] for event in replies} == {"0", "1", "2", "3", "4", "5"}
     config = RunConfig(task=task, num_rounds=2, seed=5)
     run_config = {**RunConfig.defaults(), "task": task, "num-rounds": 2, "seed": 5}

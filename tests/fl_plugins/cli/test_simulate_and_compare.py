@@ -156,6 +156,50 @@ def test_virtual_clients_share_one_node_that_has_all_cores(
     assert flower[1].run_config.get("virtual-clients", 0) == (0 if nodes == 10 else read_virtual(tmp_path))
 
 
+HOSTS = ["--virtual-clients", "100"]
+
+
+@pytest.mark.parametrize(
+    ("options", "only_cpus", "cores"),
+    [
+        (HOSTS, True, 8),
+        ([*HOSTS, "--client-cpus", "3"], True, 3),
+        ([*HOSTS, "--run-config", "in-process-cores=0"], True, 0),
+        ([*HOSTS, "--num-supernodes", "2"], True, 0),
+        ([*HOSTS, "--client-gpus", "1"], True, 0),
+        (HOSTS, False, 0),
+        ([], True, 0),
+    ],
+)
+def test_a_lone_cohort_node_is_served_by_the_engine_unless_it_needs_a_process_of_its_own(
+    tmp_path, flower, monkeypatch, options, only_cpus, cores
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(_runs, "only_cpus", lambda: only_cpus)
+    assert run(tmp_path, "simulate", *options, "--name", "a") == 0
+    assert flower[1].run_config.get("in-process-cores", 0) == cores
+    assert run(tmp_path, "simulate", "--name", "a", "--resume") == 0
+    assert flower[-2].run_config.get("in-process-cores", 0) == cores
+
+
+@pytest.mark.parametrize(
+    ("platforms", "plugins", "found", "expected"),
+    [
+        ("", [], "", True),
+        ("", ["cuda"], "", False),
+        ("cpu", ["cuda"], "libtpu", True),
+        ("", [], "libtpu", False),
+    ],
+)
+def test_jax_knows_cpus_only_if_it_is_told_so_or_has_no_plugin(
+    monkeypatch, platforms, plugins, found, expected
+):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(_runs, "entry_points", lambda group: plugins if group == "jax_plugins" else [])
+    monkeypatch.setattr(_runs, "find_spec", lambda name: name == found or None)
+    assert _runs.only_cpus() is expected
+
+
 def read_virtual(tmp_path):
     [folder] = (tmp_path / "runs").iterdir()
     return read_config(folder)["run-config"]["virtual-clients"]
