@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._layout import Layout
+from .aggregation.in_memory import Run
 from .dtypes import DType, is_float, supported
 from .errors import PreconditionError, StructureError
 from .training import NamedArrays
@@ -90,6 +91,14 @@ class UpdateRows:
                         dtype=np.float64 if wide else self._dtype,
                         casting="unsafe",
                     )
+
+    def runs(self) -> list[Run]:
+        """Return every array's columns; an element that is cast first is the reader's to refuse."""
+        runs, first = [], 0
+        for base, replies in self._columns:
+            runs.append(Run(first, base, replies))
+            first += base.size
+        return runs
 
 
 def combine_integers(values: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType, compute_dtype, is_float
 from ..errors import PreconditionError, ReplyError, StructureError
+from .in_memory import Run, runs_of
 from .threads import in_threads
 
 BLOCK_COLUMNS = 8_192
@@ -25,6 +26,9 @@ _LEAST_MEMORY = 1 << 22
 
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
+
+_SPREAD_PIECES = 16
+"""In so many pieces columns are read from all over."""
 
 T = TypeVar("T")
 
@@ -92,6 +96,10 @@ class DenseRows:
         for target, row in zip(out, range(len(out)) if rows is None else rows, strict=True):
             target[:] = self._values[row, columns]
 
+    def runs(self) -> list[Run]:
+        """Return the whole array."""
+        return [Run(0, None, list(self._values))]
+
 
 class SelectedRows:
     """Some rows of others, in the order given; nothing is copied until a block is read.
@@ -121,6 +129,10 @@ class SelectedRows:
     def read_into(self, start: int, out: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
         """Read columns of all or some of the selected rows."""
         self._rows.read_into(start, out, self._selected if rows is None else self._selected[rows])
+
+    def runs(self) -> list[Run]:
+        """Return the selected rows of what lies in memory."""
+        return [run.selected(self._selected.tolist()) for run in runs_of(self._rows)]
 
 
 def blocks(rows: Rows, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
@@ -155,6 +167,19 @@ def most_threads(n: int, d: int, *, width: int) -> int:
     (6, 51)
     """
     return max(max(n * d // 10, _LEAST_MEMORY) // (n * width), 1)
+
+
+def spread_columns(rows: Rows, size: int) -> NDArray[Any]:
+    """Return all columns, or where there are more, ``size`` of them, evenly spread in pieces."""
+    n, d = rows.shape
+    size = min(d, size)
+    values: NDArray[Any] = np.empty((n, size), rows.dtype)
+    pieces = 1 if size == d else _SPREAD_PIECES
+    width = size // pieces
+    for piece in range(pieces):
+        start = piece * (d - width) // max(pieces - 1, 1)
+        rows.read_into(start, values[:, piece * width : (piece + 1) * width])
+    return values
 
 
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
