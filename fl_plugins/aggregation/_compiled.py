@@ -53,8 +53,7 @@ def window_kernel(
             )
         total, lowest, highest = _nearest_median(wires, kept) if moving else _middle(wires, kept)
         mean = lax.clamp(lowest, (total / kept).astype(dtype), highest)
-        # Adding 0: which of 0.0 and -0.0 is kept depends on the order of the rows.
-        return jnp.where(finite, mean + 0, jnp.nan)
+        return jnp.where(finite, mean, jnp.nan)
 
     def gathered(block: jax.Array) -> jax.Array:
         return combine([block[i] for i in range(n)])

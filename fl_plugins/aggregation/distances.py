@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from ..dtypes import DType
 from .core import validate_unweighted
 from .gram import inner_products
-from .rows import Rows, SelectedRows, blocks, canonical_order, refuse_non_finite, spread_columns
+from .rows import (
+    DenseRows,
+    Rows,
+    SelectedRows,
+    blocks,
+    canonical_order,
+    refuse_non_finite,
+    spread_columns,
+)
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -70,8 +78,8 @@ def pairwise_squared_distances(updates: Rows | NDArray[Any]) -> NDArray[np.float
 
 def _in_float32(rows: Rows, order: NDArray[np.intp]) -> NDArray[np.float64] | None:
     """Return the distances of the ordered rows from float32 products, or ``None`` if any pair cancels."""
-    sample = spread_columns(rows, _SAMPLED_COLUMNS)[order].astype(np.float64)
-    if _from_products(np.dot(sample, sample.T), sample.shape[1], _FLOAT32)[1].any():
+    sample = DenseRows(spread_columns(rows, _SAMPLED_COLUMNS))
+    if _from_products(inner_products(sample, order), _SAMPLED_COLUMNS, _FLOAT32)[1].any():
         return None
     gram = inner_products(rows, order, dtype=_FLOAT32)
     distances, unsafe = _from_products(gram, rows.shape[1], _FLOAT32)

@@ -151,7 +151,8 @@ def through_kernel(
         first = 0
         for place in columns:
             size = place.stop - place.start
-            value[place] = found[first : first + size]
+            # Adding 0: which of 0.0 and -0.0 is kept may depend on the order of the rows. XLA would not do it.
+            np.add(found[first : first + size], 0.0, out=value[place])
             first += size
             # A sum that is finite has no term that is not.
             if not math.isfinite(value[place].sum()) and not np.isfinite(value[place]).all():

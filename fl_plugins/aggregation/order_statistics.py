@@ -114,8 +114,9 @@ def _compiled_means(
     def work(columns: slice, block: NDArray[Any]) -> None:
         size = block.shape[1]
         whole = block if size == width else np.pad(block, ((0, 0), (0, width - size)))
-        value[columns] = np.asarray(kernel(whole))[:size]
-        if not np.isfinite(value[columns]).all():
+        # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
+        found = np.add(np.asarray(kernel(whole))[:size], 0.0, out=value[columns])
+        if not np.isfinite(found).all():
             require_finite(columns, block, rule=rule)
 
     map_blocks(rows, work, width=width)

@@ -27,6 +27,9 @@ _LEAST_MEMORY = 1 << 22
 _LEAST_ELEMENTS = 1 << 17
 """512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
+_HEAD_COLUMNS = 16
+"""So many columns usually tell all rows apart."""
+
 _SPREAD_PIECES = 16
 """In so many pieces columns are read from all over."""
 
@@ -263,7 +266,9 @@ def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
     return rows
 
 
-def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+def finite_blocks(
+    rows: Rows, *, rule: str, max_columns: int = BLOCK_COLUMNS
+) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the blocks of ``rows``, each checked while it is in cache.
 
     Raises
@@ -271,7 +276,7 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    for columns, block in blocks(rows, BLOCK_COLUMNS):
+    for columns, block in blocks(rows, max_columns):
         require_finite(columns, block, rule=rule)
         yield columns, block
 
@@ -335,7 +340,10 @@ def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
     array([2, 1, 0])
     """
     rows = as_rows(updates, rule="canonical_order")
-    groups = [np.arange(rows.shape[0])]
+    _, head = next(finite_blocks(rows, rule="canonical_order", max_columns=_HEAD_COLUMNS))
+    groups = _split(np.arange(rows.shape[0]), head)
+    if len(groups) == rows.shape[0]:
+        return np.concatenate(groups)
     for _, block in finite_blocks(rows, rule="canonical_order"):
         groups = [part for group in groups for part in _split(group, block)]
         if len(groups) == rows.shape[0]:
