@@ -59,8 +59,8 @@ def supported(dtype: Any, *, owner: str) -> DType:
         If it is not one of the float or counting dtypes.
     """
     # A dtype's text is made anew each time, and a round asks thousands of times.
-    found = _BY_DTYPE.get(dtype) if isinstance(dtype, np.dtype) else None
-    found = found or _BY_TEXT.get(str(dtype))
+    known: DType | None = _BY_DTYPE.get(dtype) if isinstance(dtype, np.dtype) else None
+    found = known or _BY_TEXT.get(str(dtype))
     if found is None:
         raise StructureError(
             f"{owner}: dtype {str(dtype)[:40]!r} is not supported; use one of {', '.join(_BY_NAME)}."

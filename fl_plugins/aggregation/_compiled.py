@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpy.typing import NDArray
 
 from ..compilation_cache import enable_compilation_cache
 from ..dtypes import DType
@@ -116,9 +115,7 @@ def two_sum_kernel(num_terms: int, width: int, dtype: DType) -> Callable[..., tu
     with jax.enable_x64(True):
         vector, factors = jnp.zeros(width, np.float64), jnp.zeros(num_terms, np.float64)
         rows = jnp.zeros((num_terms, width), dtype)
-    compiled = _compile(kernel, vector, vector, factors, rows)
-
-    return compiled
+    return _compile(kernel, vector, vector, factors, rows)
 
 
 def _compile(kernel: Callable[..., Any], *like: jax.Array) -> Callable[..., Any]:
@@ -137,9 +134,7 @@ def _compile(kernel: Callable[..., Any], *like: jax.Array) -> Callable[..., Any]
 
 def _differences(skipped: jax.Array, vectors: Sequence[jax.Array], width: int) -> list[jax.Array]:
     """Return the ``(width,)`` rows of the windows that a kernel gets, the first of which is the base."""
-    base, *rows = (
-        lax.dynamic_slice(vector, (skipped[i],), (width,)) for i, vector in enumerate(vectors)
-    )
+    base, *rows = (lax.dynamic_slice(vector, (skipped[i],), (width,)) for i, vector in enumerate(vectors))
     return [row - base for row in rows]
 
 

@@ -90,7 +90,7 @@ def _combine_compiled(
     """Return Σ shareᵢ·rowᵢ of ``(n, d)`` float32 rows, each read from memory once."""
     from ._compiled import combination_kernel
 
-    n, d = rows.shape
+    n = rows.shape[0]
     # Few programs for any number of rows: those missing are the first one again, with share 0.
     missing = -n % _ROWS_PER_PROGRAM
     filled = SelectedRows(rows, np.append(np.arange(n), np.zeros(missing, np.intp)))

@@ -4,6 +4,7 @@ A few thousand columns at a time are multiplied in float64, or in float32 where 
 and their sums are added in float64.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from threading import local
 from typing import Any
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from ..dtypes import DType
 from .rows import Rows, SelectedRows, block_width, map_blocks
 
+FLOAT32: DType = np.dtype(np.float32)
+FLOAT64: DType = np.dtype(np.float64)
+
 _ELEMENTS = 1 << 20
 """Values that are read at once: fewer make the calls count."""
 
@@ -23,8 +27,8 @@ _SMALL = 1_000_000
 _GROUP_ROWS = 12
 """Rows that are multiplied at once by themselves and those after them: the rest is the other triangle."""
 
-_MOST_PIECE = {8: 4_096, 4: 2_048}
-"""Columns of one product by the bytes of an element: in 16 lanes or more, so few are added in float32."""
+_MOST_PIECE = {FLOAT64: 4_096, FLOAT32: 2_048}
+"""Columns of one product: float32 sums of more would be too coarse."""
 
 _LEAST_PIECE = 256
 """Beyond some 300 rows it is not small any more for OpenBLAS, and SYRK takes half the time."""
@@ -35,7 +39,7 @@ def inner_products(
     order: NDArray[np.intp],
     *,
     center: NDArray[Any] | int | None = None,
-    dtype: DType = np.dtype(np.float64),
+    dtype: DType = FLOAT64,
 ) -> NDArray[np.float64]:
     """Return the ``(n, n)`` inner products of the rows in ``order``.
 
@@ -57,6 +61,7 @@ def inner_products(
     n, d = rows.shape
     width = block_width(n, d, elements=_ELEMENTS)
     piece = _piece(n, dtype)
+    groups = _groups(n, piece)
     scratch = local()
 
     def work(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
@@ -73,7 +78,7 @@ def inner_products(
             elif center is not None:
                 first = columns.start + start
                 wide -= center[first : first + part.shape[1]]
-            _add_products(gram, padded)
+            _add_products(gram, padded, groups)
         return gram
 
     def quiet(columns: slice, block: NDArray[Any]) -> NDArray[np.float64]:
@@ -93,10 +98,21 @@ def _piece(n: int, dtype: DType) -> int:
     (4096, 1024, 256)
     """
     columns = _SMALL // (min(_GROUP_ROWS, n) * (n + 1))
-    return max(min(1 << max(columns.bit_length() - 1, 0), _MOST_PIECE[dtype.itemsize]), _LEAST_PIECE)
+    return max(min(1 << max(columns.bit_length() - 1, 0), _MOST_PIECE[dtype]), _LEAST_PIECE)
 
 
-def _add_products(gram: NDArray[np.float64], padded: NDArray[Any]) -> None:
+def _groups(n: int, piece: int) -> list[tuple[int, int]]:
+    """Return which of ``n`` rows are multiplied at once; none where that is no small product.
+
+    >>> _groups(20, 1024), _groups(2000, 256)
+    ([(0, 10), (10, 20)], [])
+    """
+    if min(_GROUP_ROWS, n) * (n + 1) * piece > _SMALL:
+        return []
+    return list(pairwise(np.linspace(0, n, -(-n // _GROUP_ROWS) + 1).astype(int).tolist()))
+
+
+def _add_products(gram: NDArray[np.float64], padded: NDArray[Any], groups: Sequence[tuple[int, int]]) -> None:
     """Add the upper triangle of the products of all rows but the first, which is 0, with each other.
 
     Small products take half the time in OpenBLAS of general ones, and of SYRK, which is what a matrix times
@@ -104,9 +120,7 @@ def _add_products(gram: NDArray[np.float64], padded: NDArray[Any]) -> None:
     ``dot``, unlike ``@``, lets other threads run.
     """
     rows = padded[1:]
-    n = len(rows)
-    if min(_GROUP_ROWS, n) * padded.size > _SMALL:
+    if not groups:
         gram += np.dot(rows, rows.T)
-        return
-    for start, stop in pairwise(np.linspace(0, n, -(-n // _GROUP_ROWS) + 1).astype(int).tolist()):
+    for start, stop in groups:
         gram[start:stop, start:] += np.dot(rows[start:stop], padded[start:].T)[:, 1:]

@@ -77,9 +77,7 @@ class Run:
         """Whether no element needs a cast or a shift by part of an element."""
         given = [*self.vectors] if self.base is None else [self.base, *self.vectors]
         return all(
-            vector.dtype == dtype
-            and vector.flags.c_contiguous
-            and vector.ctypes.data % vector.itemsize == 0
+            vector.dtype == dtype and vector.flags.c_contiguous and vector.ctypes.data % vector.itemsize == 0
             for vector in given
         )
 
@@ -151,7 +149,7 @@ def through_kernel(
         first = 0
         for place in columns:
             size = place.stop - place.start
-            # Adding 0: which of 0.0 and -0.0 is kept may depend on the order of the rows. XLA would not do it.
+            # Adding 0, which XLA would leave out: the sign of a zero may depend on the order of the rows.
             np.add(found[first : first + size], 0.0, out=value[place])
             first += size
             # A sum that is finite has no term that is not.

@@ -24,8 +24,8 @@ _BLOCKS_PER_INPUT = 32
 _LEAST_MEMORY = 1 << 22
 """Elements; up to so many all threads' blocks may hold together, whatever the input."""
 
-_LEAST_ELEMENTS = 1 << 17
-"""512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
+_LEAST_ELEMENTS = 1 << 18
+"""1 MB in float32; below, a block is not worth its calls, whatever its part of the input."""
 
 _HEAD_COLUMNS = 16
 """So many columns usually tell all rows apart."""
@@ -155,7 +155,7 @@ def block_width(n: int, d: int, *, elements: int) -> int:
     """Return the columns of a block, a power of 2: about ``elements`` values, and a small part of the input.
 
     >>> block_width(10, 10**7, elements=1 << 20), block_width(10, 10**5, elements=1 << 20)
-    (65536, 8192)
+    (65536, 16384)
     """
     wanted = min(elements, max(n * d // _BLOCKS_PER_INPUT, _LEAST_ELEMENTS)) // n
     return 1 << max(wanted.bit_length() - 1, 8)
