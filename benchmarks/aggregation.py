@@ -341,9 +341,9 @@ def document(results: list[Result], repeats: int) -> str:
             "array, concatenate, stack, call, split, a new ArrayRecord. No check.",
             "- *our kernel s*, *byzfl's kernel s*: the rule alone on the same stacked (n, d) array.",
             "- Where the stack has more than 1 GiB, byzfl is not run.",
-            "- What bounds ours: every reply is read from memory twice, to judge it before it counts and for the "
-            "rule, and the new parameters are written three times (aggregate, step, record). At n=10, d=10^7 "
-            "these alone are most of a median; rules with distances add one product for every pair of rows.",
+            "- What bounds ours: every reply is read from memory twice, to judge it before it counts and for "
+            "the rule, and the new parameters are written three times (aggregate, step, record). At n=10, "
+            "d=10^7 these alone are most of a median; distances add a product for every pair of rows.",
             "",
             HEADER,
             *map(table_row, results),
