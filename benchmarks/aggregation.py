@@ -327,13 +327,13 @@ def table_row(result: Result) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def document(results: list[Result], repeats: int) -> str:
+def document(results: list[Result], repeats: int, note: str) -> str:
     return "\n".join(
         [
             "# Aggregation: time and memory",
             "",
             f"Written by `python benchmarks/aggregation.py --write` on {os.cpu_count()} cores, medians of "
-            f"{repeats} interleaved repeats, float32, f = (n − 3) // 4.",
+            f"{repeats} interleaved repeats, float32, f = (n − 3) // 4. {note}".strip(),
             "",
             "- *ours s*, *flwr s*: `aggregate_train` end to end on the same ArrayRecords. Ours checks every "
             "reply (layout, finiteness, metrics) and reports who counted; flwr does not.",
@@ -370,6 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cells", help="such as 50x1000000,10x10000000, instead of the grid")
     parser.add_argument("--repeats", type=int, help="per contestant")
     parser.add_argument("--results", type=Path, help="JSON lines of other runs; this run's are added")
+    parser.add_argument("--note", default="", help="said in the document: what else the machine was doing")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/aggregation.md")
     options = parser.parse_args(arguments)
     cells = QUICK if options.quick else GRID
@@ -383,7 +384,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.write:
         target = ROOT / "docs" / "benchmarks" / "aggregation.md"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(document(results, repeats))
+        target.write_text(document(results, repeats, options.note))
         print(f"written to {target}")
     return int(any(r.target and r.flwr and r.flwr / r.ours < r.target for r in measured_now))
 
