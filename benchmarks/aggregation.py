@@ -2,12 +2,15 @@
 
     python benchmarks/aggregation.py --quick            # n=10, 50 and 100 with d <= 10⁶, three repeats
     python benchmarks/aggregation.py --write            # the whole grid, into docs/benchmarks/aggregation.md
+    python benchmarks/aggregation.py --cells 10x100000 --results r.jsonl --write    # or in parts
 
-What is timed for this project and for flwr is ``aggregate_train`` on the same ArrayRecords: reading and
-validating the replies, the rule, and the new ArrayRecord. byzfl has kernels only, so its time leaves all that
-out: it gets a stacked (n, d) array. The contestants take turns within each repeat, so that the machine's
-other load hits all of them; a cell gives medians over the repeats, and ratios of them. The first call, with
-JAX's import and compilation or what the persistent cache holds of it, is reported apart.
+Like is timed with like. End to end is ``aggregate_train`` for this project and for flwr, on the same
+ArrayRecords: reading the replies, the rule, and the new ArrayRecord; ours also checks each reply. byzfl has
+kernels only: end to end it is what a user must write around one (:func:`byzfl_round`), with no check at all.
+A kernel alone, ours and byzfl's, gets the same stacked (n, d) array. The contestants take turns within each
+repeat, so that the machine's other load hits all of them; a cell gives medians over the repeats, and ratios
+of them. The first call, with JAX's import and compilation or what the persistent cache holds of it, is
+reported apart.
 
 Memory is the peak of resident memory (VmHWM) above where it stood when the call began, less the record that
 it returns, as a share of the payload (the bytes of all replies). Linux only.
@@ -16,13 +19,15 @@ it returns, as a share of the payload (the bytes of all replies). Linux only.
 import argparse
 import functools
 import gc
+import json
 import logging
 import os
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ from flwr.serverapp import strategy as flower
 
 import strategies
 from fl_plugins.aggregation import Arc, Chain, NearestNeighborMixing, TrimmedMean
+from fl_plugins.aggregation.core import call_rule
 from fl_plugins.records import from_ndarray
 from fl_plugins.testing import InProcessGrid
 from fl_plugins.testing.byzfl import load_byzfl
@@ -141,6 +147,8 @@ class Result:
     ours: float
     flwr: float | None
     byzfl: float | None
+    kernel: float | None
+    byzfl_kernel: float | None
     first: float
     memory: float
     flwr_memory: float | None
@@ -169,6 +177,22 @@ def make_reply(message: Message, arrays: dict[str, Array]) -> Message:
     """Return a reply of its own (flwr empties the records that it aggregates) over the same buffers."""
     metrics = MetricRecord({"num-examples": 10})
     return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+
+
+def stacked(records: list[ArrayRecord]) -> np.ndarray:
+    """Return the clients' arrays as byzfl wants them, one row each."""
+    return np.stack(
+        [np.concatenate([array.numpy().ravel() for array in record.values()]) for record in records]
+    )
+
+
+def byzfl_round(kernel: Callable[[Any], Any], replies: list[Message]) -> ArrayRecord:
+    """Return the new parameters by a byzfl kernel: read, stack, call, write back."""
+    records = [next(iter(reply.content.array_records.values())) for reply in replies]
+    vector = kernel(stacked(records))
+    ends = np.cumsum([np.prod(array.shape) for array in records[0].values()])[:-1].astype(int)
+    parts = zip(records[0].items(), np.split(vector, ends), strict=True)
+    return ArrayRecord({key: Array(part.reshape(array.shape)) for (key, array), part in parts})
 
 
 # -- Measuring ------------------------------------------------------------------------------------------
@@ -209,9 +233,7 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
     clients = [to_arrays(make_arrays(d, rng, base)) for _ in range(n)]
     stack = None
     if n * d * 4 <= BYZFL_MAX_BYTES:
-        stack = np.stack(
-            [np.concatenate([array.numpy().ravel() for array in client.values()]) for client in clients]
-        )
+        stack = stacked([ArrayRecord(client) for client in clients])
     results = []
     with InProcessGrid(lambda message, _: message, n) as grid:
         for name in names:
@@ -229,7 +251,7 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
             start = time.perf_counter()
             ours.aggregate_train(1, replies())
             first = time.perf_counter() - start
-            seen: dict[str, list[tuple[float, float]]] = {"ours": [], "flwr": [], "byzfl": []}
+            seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for _ in range(repeats):
                 given = replies()
                 seen["ours"].append(measured(lambda: ours.aggregate_train(1, given), 4 * d))  # noqa: B023
@@ -237,10 +259,13 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
                     given = replies()
                     seen["flwr"].append(measured(lambda: theirs.aggregate_train(1, given), 4 * d))  # noqa: B023
                 if kernel is not None and not is_slow(seen["byzfl"]):
-                    seen["byzfl"].append(measured(lambda: kernel(stack), 4 * d))  # noqa: B023
-            time_of = {who: statistics.median(t for t, _ in runs) for who, runs in seen.items() if runs}
+                    given = replies()
+                    seen["byzfl"].append(measured(lambda: byzfl_round(kernel, given), 4 * d))  # noqa: B023
+                    seen["byzfl_kernel"].append(measured(lambda: kernel(stack), 4 * d))  # noqa: B023
+                    seen["kernel"].append(measured(lambda: call_rule(ours.aggregator, stack), 4 * d))  # noqa: B023
+            time_of = {who: statistics.median(t for t, _ in runs) for who, runs in seen.items()}
             memory_of = {
-                who: statistics.median(m for _, m in runs) / (4 * n * d) for who, runs in seen.items() if runs
+                who: statistics.median(m for _, m in runs) / (4 * n * d) for who, runs in seen.items()
             }
             results.append(
                 Result(
@@ -250,6 +275,8 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
                     ours=time_of["ours"],
                     flwr=time_of.get("flwr"),
                     byzfl=time_of.get("byzfl"),
+                    kernel=time_of.get("kernel"),
+                    byzfl_kernel=time_of.get("byzfl_kernel"),
                     first=first,
                     memory=memory_of["ours"],
                     flwr_memory=memory_of.get("flwr"),
@@ -262,8 +289,10 @@ def run_cell(n: int, d: int, names: list[str], repeats: int) -> list[Result]:
 # -- Reporting ------------------------------------------------------------------------------------------
 
 HEADER = (
-    "| rule | n | d | ours s | flwr s | byzfl kernel s | flwr / ours | byzfl / ours | target | first call s "
-    "| extra memory / payload | flwr's |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "| rule | n | d | ours s | flwr s | byzfl s | flwr / ours | byzfl / ours | target | our kernel s "
+    "| byzfl's kernel s | byzfl's / our kernel | first call s | extra memory / payload | flwr's |\n"
+    + "|---" * 15
+    + "|"
 )
 
 
@@ -271,8 +300,8 @@ def table_row(result: Result) -> str:
     def seconds(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    def ratio(other: float | None) -> str:
-        return "–" if other is None else f"{other / result.ours:.1f}×"
+    def ratio(other: float | None, own: float | None = result.ours) -> str:
+        return "–" if other is None or own is None else f"{other / own:.1f}×"
 
     target = "–"
     if result.target and result.flwr:
@@ -288,6 +317,9 @@ def table_row(result: Result) -> str:
         ratio(result.flwr),
         ratio(result.byzfl),
         target,
+        seconds(result.kernel),
+        seconds(result.byzfl_kernel),
+        ratio(result.byzfl_kernel, result.kernel),
         seconds(result.first),
         f"{result.memory:.2f}",
         memory,
@@ -295,14 +327,23 @@ def table_row(result: Result) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def document(results: list[Result], repeats: int) -> str:
+def document(results: list[Result], repeats: int, note: str) -> str:
     return "\n".join(
         [
             "# Aggregation: time and memory",
             "",
             f"Written by `python benchmarks/aggregation.py --write` on {os.cpu_count()} cores, medians of "
-            f"{repeats} interleaved repeats, float32, f = (n − 3) // 4. Ours and flwr: `aggregate_train` end "
-            "to end on the same ArrayRecords; byzfl: its NumPy kernel alone on a stacked array.",
+            f"{repeats} interleaved repeats, float32, f = (n − 3) // 4. {note}".strip(),
+            "",
+            "- *ours s*, *flwr s*: `aggregate_train` end to end on the same ArrayRecords. Ours checks every "
+            "reply (layout, finiteness, metrics) and reports who counted; flwr does not.",
+            "- *byzfl s*: end to end too, what a user must write around its kernel: `Array.numpy()` of every "
+            "array, concatenate, stack, call, split, a new ArrayRecord. No check.",
+            "- *our kernel s*, *byzfl's kernel s*: the rule alone on the same stacked (n, d) array.",
+            "- Where the stack has more than 1 GiB, byzfl is not run.",
+            "- What bounds ours: every reply is read from memory twice, to judge it before it counts and for "
+            "the rule, and the new parameters are written three times (aggregate, step, record). At n=10, "
+            "d=10^7 these alone are most of a median; distances add a product for every pair of rows.",
             "",
             HEADER,
             *map(table_row, results),
@@ -311,12 +352,25 @@ def document(results: list[Result], repeats: int) -> str:
     )
 
 
+def merged(path: Path | None, results: list[Result]) -> list[Result]:
+    """Return the results with those in the file, to which they are added; a cell's last one counts."""
+    if path is None:
+        return results
+    with path.open("a") as file:
+        file.writelines(json.dumps(asdict(result)) + "\n" for result in results)
+    kept = {(r.n, r.d, r.rule): r for r in (Result(**json.loads(line)) for line in path.open())}
+    names = list(RULES)
+    return [kept[key] for key in sorted(kept, key=lambda key: (key[0], key[1], names.index(key[2])))]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, three repeats")
     parser.add_argument("--rules", default=",".join(RULES), help="comma-separated, of: " + ", ".join(RULES))
     parser.add_argument("--cells", help="such as 50x1000000,10x10000000, instead of the grid")
     parser.add_argument("--repeats", type=int, help="per contestant")
+    parser.add_argument("--results", type=Path, help="JSON lines of other runs; this run's are added")
+    parser.add_argument("--note", default="", help="said in the document: what else the machine was doing")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks/aggregation.md")
     options = parser.parse_args(arguments)
     cells = QUICK if options.quick else GRID
@@ -326,12 +380,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     print(HEADER, flush=True)
     results = [result for n, d in cells for result in run_cell(n, d, options.rules.split(","), repeats)]
+    measured_now, results = results, merged(options.results, results)
     if options.write:
         target = ROOT / "docs" / "benchmarks" / "aggregation.md"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(document(results, repeats))
+        target.write_text(document(results, repeats, options.note))
         print(f"written to {target}")
-    return int(any(r.target and r.flwr and r.flwr / r.ours < r.target for r in results))
+    return int(any(r.target and r.flwr and r.flwr / r.ours < r.target for r in measured_now))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ _BY_NAME = _FLOATS | _COUNTING
 _BY_CODE = {
     order + dtype.str[1:]: dtype for dtype in _BY_NAME.values() for order in "<>" if dtype.kind != "V"
 }
+_BY_TEXT = _BY_NAME | _BY_CODE
+_BY_DTYPE = {dtype: dtype for dtype in _BY_NAME.values()}
 
 
 def supported(dtype: Any, *, owner: str) -> DType:
@@ -56,7 +58,9 @@ def supported(dtype: Any, *, owner: str) -> DType:
     StructureError
         If it is not one of the float or counting dtypes.
     """
-    found: DType | None = (_BY_NAME | _BY_CODE).get(str(dtype))
+    # A dtype's text is made anew each time, and a round asks thousands of times.
+    known: DType | None = _BY_DTYPE.get(dtype) if isinstance(dtype, np.dtype) else None
+    found = known or _BY_TEXT.get(str(dtype))
     if found is None:
         raise StructureError(
             f"{owner}: dtype {str(dtype)[:40]!r} is not supported; use one of {', '.join(_BY_NAME)}."

@@ -14,12 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from numpy.typing import NDArray
 
 from ..compilation_cache import enable_compilation_cache
 from ..dtypes import DType
-
-WindowKernel = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
+from .in_memory import SLACK
 
 Network = Sequence[tuple[int, int]]
 
@@ -29,20 +27,19 @@ _CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512}
 
 @lru_cache(maxsize=64)
 def window_kernel(
-    n: int, width: int, dtype: DType, kept: int, network: Network, *, moving: bool
-) -> WindowKernel:
-    """Return the compiled ``order_statistics`` kernel for n vectors of ``width`` columns.
+    n: int, width: int, dtype: DType, kept: int, network: Network, *, moving: bool, direct: bool
+) -> Callable[..., Any]:
+    """Return the compiled ``order_statistics`` kernel for n rows of ``width`` columns.
 
-    It gives, per column, the mean of ``kept`` values that are neighbours in sorted order: the middle ones or,
-    if ``moving``, those nearest the median. The mean is that of their float64 sum, and within them; it is NaN
-    where any of the column's values is not finite.
+    If ``direct``, it is a :data:`Kernel` of n differences, else a function of one aligned ``(n, width)``
+    array. It gives, per column, the mean of ``kept`` values that are neighbours in sorted order: the middle
+    ones or, if ``moving``, those nearest the median. The mean is that of their float64 sum, and within them;
+    it is NaN where any of the column's values is not finite.
 
-    One output only: XLA on a CPU makes a loop for each, and each loop would run the whole network again. The
-    rows come one by one: vectors at multiples of 64 bytes are then read where they lie.
+    One output only: XLA on a CPU makes a loop for each, and each loop would run the whole network again.
     """
 
-    def kernel(*rows: jax.Array) -> jax.Array:
-        wires = list(rows)
+    def combine(wires: list[jax.Array]) -> jax.Array:
         finite = jnp.isfinite(wires[0])
         for wire in wires[1:]:
             finite &= jnp.isfinite(wire)
@@ -57,17 +54,41 @@ def window_kernel(
         mean = lax.clamp(lowest, (total / kept).astype(dtype), highest)
         return jnp.where(finite, mean, jnp.nan)
 
-    enable_compilation_cache()
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
-    with jax.enable_x64(True):  # sums are in float64, whatever JAX's default is
-        like = [jnp.zeros(width, dtype)] * n
-        compiled = jax.jit(kernel, compiler_options=options).lower(*like).compile()
+    def gathered(block: jax.Array) -> jax.Array:
+        return combine([block[i] for i in range(n)])
 
-    def run(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def differences(skipped: jax.Array, *vectors: jax.Array) -> jax.Array:
+        return combine(_differences(skipped, vectors, width))
+
+    if not direct:
         with jax.enable_x64(True):
-            return np.asarray(compiled(*rows))
+            block = jnp.zeros((n, width), dtype)
+        return _compile(gathered, block)
+    with jax.enable_x64(True):
+        skipped, vector = jnp.zeros(n + 1, np.int32), jnp.zeros(width + SLACK, dtype)
+    compiled = _compile(differences, skipped, *[vector] * (n + 1))
+    return lambda skipped, vectors: compiled(skipped, *vectors)
 
-    return run
+
+@lru_cache(maxsize=64)
+def combination_kernel(m: int, width: int) -> Callable[..., Any]:
+    """Return the compiled ``(shares, skipped, [b, a, ...]) -> Σ shareᵢ·(aᵢ − b)`` of m float32 differences.
+
+    ``shares`` is ``(m,)`` float64, and so is the sum before it is rounded.
+    """
+
+    def kernel(shares: jax.Array, skipped: jax.Array, *vectors: jax.Array) -> jax.Array:
+        total = jnp.zeros(width, np.float64)
+        for i, row in enumerate(_differences(skipped, vectors, width)):
+            total += shares[i] * row.astype(np.float64)
+        return total.astype(np.float32)
+
+    with jax.enable_x64(True):
+        shares, skipped = jnp.zeros(m, np.float64), jnp.zeros(m + 1, np.int32)
+        vector = jnp.zeros(width + SLACK, np.float32)
+    compiled = _compile(kernel, shares, skipped, *[vector] * (m + 1))
+
+    return lambda shares, skipped, vectors: compiled(shares, skipped, *vectors)
 
 
 @lru_cache(maxsize=8)
@@ -91,19 +112,30 @@ def two_sum_kernel(num_terms: int, width: int, dtype: DType) -> Callable[..., tu
             high = total
         return high, low
 
-    enable_compilation_cache()
-    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
     with jax.enable_x64(True):
         vector, factors = jnp.zeros(width, np.float64), jnp.zeros(num_terms, np.float64)
         rows = jnp.zeros((num_terms, width), dtype)
-        compiled = jax.jit(kernel, compiler_options=options).lower(vector, vector, factors, rows).compile()
+    return _compile(kernel, vector, vector, factors, rows)
 
-    def run(*arguments: Any) -> tuple[Any, Any]:
+
+def _compile(kernel: Callable[..., Any], *like: jax.Array) -> Callable[..., Any]:
+    """Return ``kernel`` compiled for arguments like these, from the persistent cache if it is there."""
+    enable_compilation_cache()
+    options = _CPU_OPTIONS if jax.default_backend() == "cpu" else {}
+    with jax.enable_x64(True):  # sums are in float64, whatever JAX's default is
+        compiled = jax.jit(kernel, compiler_options=options).lower(*like).compile()
+
+    def run(*arguments: Any) -> Any:
         with jax.enable_x64(True):
-            new_high, new_low = compiled(*arguments)
-            return new_high, new_low
+            return compiled(*arguments)
 
     return run
+
+
+def _differences(skipped: jax.Array, vectors: Sequence[jax.Array], width: int) -> list[jax.Array]:
+    """Return the ``(width,)`` rows of the windows that a kernel gets, the first of which is the base."""
+    base, *rows = (lax.dynamic_slice(vector, (skipped[i],), (width,)) for i, vector in enumerate(vectors))
+    return [row - base for row in rows]
 
 
 def _middle(wires: Sequence[jax.Array], kept: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,6 +6,8 @@ coefficients (:func:`combine`): two or three passes over the updates, however ma
 Everything is computed over rows in canonical order, so the order of arrival changes no bit.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ReplyError
 from .gram import inner_products
+from .in_memory import DIRECT_MAX_ROWS, is_worth_compiling, kernel_width, through_kernel
 from .rows import (
     Rows,
     SelectedRows,
@@ -25,6 +28,9 @@ from .rows import (
 
 _ELEMENTS = 1 << 20
 """Values that are read at once."""
+
+_ROWS_PER_PROGRAM = 4
+"""A compiled combination is of a multiple of so many rows."""
 
 _FAR = 1e6
 """A centre whose squared distance to the others is so many times the medoid's costs them digits."""
@@ -54,9 +60,14 @@ def combine(
         Whether the coefficients are >= 0 with sum 1: then no value leaves the range of the rows that count,
         not even by rounding.
     """
-    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     counted = np.flatnonzero(coefficients)
     shares = coefficients[counted]
+    chosen = order[counted]
+    selected = SelectedRows(rows, chosen)
+    check = partial(require_finite, rule=rule, order=chosen)
+    if rows.dtype == np.float32 and len(chosen) <= DIRECT_MAX_ROWS and is_worth_compiling(*selected.shape):
+        return _combine_compiled(selected, shares, check)
+    value: NDArray[Any] = np.empty(rows.shape[1], rows.dtype)
     # A float64 sum of float32 values leaves their range by less than rounding to float32 removes.
     clipped = convex and rows.dtype == np.float64
 
@@ -67,12 +78,25 @@ def combine(
                 np.clip(total, wide.min(axis=0), wide.max(axis=0), out=total)
             value[place] = total
         if not np.isfinite(value[columns]).all():
-            require_finite(columns, block, rule=rule, order=chosen)
+            check(columns, block)
 
-    chosen = order[counted]
-    selected = SelectedRows(rows, chosen)
     map_blocks(selected, work, width=block_width(*selected.shape, elements=_ELEMENTS))
     return value
+
+
+def _combine_compiled(
+    rows: Rows, shares: NDArray[np.float64], check: Callable[[slice, NDArray[Any]], None]
+) -> NDArray[Any]:
+    """Return Σ shareᵢ·rowᵢ of ``(n, d)`` float32 rows, each read from memory once."""
+    from ._compiled import combination_kernel
+
+    n = rows.shape[0]
+    # Few programs for any number of rows: those missing are the first one again, with share 0.
+    missing = -n % _ROWS_PER_PROGRAM
+    filled = SelectedRows(rows, np.append(np.arange(n), np.zeros(missing, np.intp)))
+    width = kernel_width(*filled.shape)
+    kernel = partial(combination_kernel(n + missing, width), np.append(shares, np.zeros(missing)))
+    return through_kernel(filled, kernel, width=width, check=lambda columns, block: check(columns, block[:n]))
 
 
 def to_arrival(order: NDArray[np.intp], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,6 +20,10 @@ from .combinations import combine
 from .core import ROBUST, Aggregate, check_count, validate_unweighted
 from .distances import pairwise_squared_distances
 from .rows import Rows, canonical_order
+from .threads import in_threads
+
+_READ_COLUMNS = 1 << 18
+"""Columns of the one row that a thread reads at a time."""
 
 _PAPER = (
     "Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, Section 4"
@@ -176,5 +180,9 @@ def _mean_of(rows: Rows, selected: NDArray[np.intp], *, rule: str) -> Aggregate:
     if len(selected) > 1:
         return Aggregate(combine(rows, selected, shares[selected], rule=rule), shares)
     value: NDArray[Any] = np.empty((1, rows.shape[1]), rows.dtype)
-    rows.read_into(0, value, selected)
+
+    def read(start: int) -> None:
+        rows.read_into(start, value[:, start : start + _READ_COLUMNS], selected)
+
+    in_threads(read, range(0, rows.shape[1], _READ_COLUMNS))
     return Aggregate(value[0], shares)

@@ -4,40 +4,30 @@ A sorting network compares whole rows, so each of its steps is one vector operat
 block; sorting column by column is several times slower in NumPy. Only the comparisons that the wanted ranks
 depend on are made.
 
-Large inputs go through the same network compiled by JAX, which reads every element once. Milliseconds of one
-core with AVX-512 for 10⁶ columns, median and trimmed mean, compiled against NumPy: n=10 2 and 3 against 8 and
-11; n=50 12 and 37 against 92 and 164; n=100 35 and 49 against 332 and 364. Compiling takes 0.1 s at n=10,
-0.4 s at n=50, 1.4 s at n=100 and grows as n·log²n, hence the limits. ``benchmarks/aggregation.py`` has whole
-calls.
+Large inputs go through the same network compiled by JAX, which reads every element once, up to 64 rows where
+they lie in memory. It takes a fourth to a tenth of NumPy's time. Compiling takes 0.1 s at n=10, 0.4 s at
+n=50, 1.4 s at n=100 and grows as n·log²n, hence the limits. ``benchmarks/aggregation.py`` has whole calls.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .core import Aggregate
-from .rows import Rows, block_width, map_blocks, require_finite
+from .in_memory import DIRECT_MAX_ROWS, is_worth_compiling, kernel_width, through_kernel
+from .rows import Rows, block_width, map_blocks, require_finite, spread_columns
 
-COMPILED_MAX_ROWS = 128
-"""Beyond, compiling a network takes tens of seconds."""
-
-COMPILED_MIN_ELEMENTS = 4_000_000
-"""Below n·d of this, NumPy takes some 20 ms: importing JAX and loading a program take longer."""
-
-_COMPILED_ELEMENTS = 1 << 21
-"""8 MB in float32, more than a core's cache: calling a compiled kernel costs 0.1–0.3 ms."""
+_COMPILED_ELEMENTS = 1 << 20
+"""Of blocks of many rows: 4 MB in float32."""
 
 _NUMPY_ELEMENTS = 1 << 18
 """1 MB: the network goes over a block many times."""
 
-COUNTED_COLUMNS = 1 << 14
-"""So many columns are counted for ``contribution``: a share is then known to half a percent."""
-
-_COUNTED_PIECES = 16
-"""In so many pieces, evenly spread."""
+COUNTED_COLUMNS = 1 << 12
+"""So many columns are counted for ``contribution``: a share is then known to one percent."""
 
 
 Window = tuple[NDArray[np.float64], NDArray[Any], NDArray[Any]]
@@ -69,7 +59,7 @@ def around_median(rows: Rows, *, num_kept: int, rule: str) -> Aggregate:
 
 def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
     """Apply the NumPy or the compiled kernel to every block."""
-    n, d = rows.shape
+    n = rows.shape[0]
     first, stop = (0, n) if moving else ((n - kept) // 2, (n + kept) // 2)
 
     def window(block: NDArray[Any]) -> Window:
@@ -77,12 +67,12 @@ def _combine(rows: Rows, *, kept: int, moving: bool, rule: str) -> Aggregate:
         with np.errstate(over="ignore"):  # a sum beyond float64 is put back between least and greatest
             return _nearest_median(ranked, kept) if moving else _middle(ranked)
 
-    if 2 <= n <= COMPILED_MAX_ROWS and n * d >= COMPILED_MIN_ELEMENTS:
+    if is_worth_compiling(*rows.shape):
         network = _comparators(n, first, stop)
         value = _compiled_means(rows, kept, network, moving=moving, rule=rule)
     else:
         value = _numpy_means(rows, kept, window, rule=rule)
-    counted = _spread(rows)
+    counted = spread_columns(rows, COUNTED_COLUMNS)
     _, low, high = window(counted)
     counts = _kept_counts(counted, low, high, kept, None if moving else first)
     return Aggregate(value, counts / counts.sum())
@@ -107,37 +97,28 @@ def _numpy_means(
 def _compiled_means(
     rows: Rows, kept: int, network: Sequence[tuple[int, int]], *, moving: bool, rule: str
 ) -> NDArray[Any]:
-    """Return the ``(d,)`` means of the kept values; a last, narrower block is filled up with 0."""
+    """Return the ``(d,)`` means of the kept values."""
     from ._compiled import window_kernel
 
     n, d = rows.shape
-    width = block_width(n, d, elements=_COMPILED_ELEMENTS)
-    kernel = window_kernel(n, width, rows.dtype, kept, network, moving=moving)
+    direct = n <= DIRECT_MAX_ROWS
+    width = kernel_width(n, d) if direct else block_width(n, d, elements=_COMPILED_ELEMENTS)
+    kernel = window_kernel(n, width, rows.dtype, kept, network, moving=moving, direct=direct)
+    # The result is not finite where a value is not, or where float64 overflows.
+    if direct:
+        return through_kernel(rows, kernel, width=width, check=partial(require_finite, rule=rule))
     value: NDArray[Any] = np.empty(d, rows.dtype)
 
     def work(columns: slice, block: NDArray[Any]) -> None:
         size = block.shape[1]
         whole = block if size == width else np.pad(block, ((0, 0), (0, width - size)))
         # Adding 0: which of 0.0 and -0.0 is kept depends on arrival.
-        found = np.add(kernel(list(whole))[:size], 0.0, out=value[columns])
-        if not np.isfinite(found).all():  # so it is where a value is not, or where float64 overflows
+        found = np.add(np.asarray(kernel(whole))[:size], 0.0, out=value[columns])
+        if not np.isfinite(found).all():
             require_finite(columns, block, rule=rule)
 
     map_blocks(rows, work, width=width)
     return value
-
-
-def _spread(rows: Rows) -> NDArray[Any]:
-    """Return all columns, or where there are many, :data:`COUNTED_COLUMNS` of them from all over."""
-    n, d = rows.shape
-    size = min(d, COUNTED_COLUMNS)
-    counted: NDArray[Any] = np.empty((n, size), rows.dtype)
-    pieces = 1 if size == d else _COUNTED_PIECES
-    width = size // pieces
-    for piece in range(pieces):
-        start = piece * (d - width) // max(pieces - 1, 1)
-        rows.read_into(start, counted[:, piece * width : (piece + 1) * width])
-    return counted
 
 
 def _middle(ranked: list[NDArray[Any]]) -> Window:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..dtypes import DType, compute_dtype, is_float
 from ..errors import PreconditionError, ReplyError, StructureError
+from .in_memory import Run, runs_of
 from .threads import in_threads
 
 BLOCK_COLUMNS = 8_192
@@ -23,8 +24,14 @@ _BLOCKS_PER_INPUT = 32
 _LEAST_MEMORY = 1 << 22
 """Elements; up to so many all threads' blocks may hold together, whatever the input."""
 
-_LEAST_ELEMENTS = 1 << 17
-"""512 KB in float32; below, a block is not worth its calls, whatever its part of the input."""
+_LEAST_ELEMENTS = 1 << 18
+"""1 MB in float32; below, a block is not worth its calls, whatever its part of the input."""
+
+_HEAD_COLUMNS = 16
+"""So many columns usually tell all rows apart."""
+
+_SPREAD_PIECES = 16
+"""In so many pieces columns are read from all over."""
 
 T = TypeVar("T")
 
@@ -92,6 +99,10 @@ class DenseRows:
         for target, row in zip(out, range(len(out)) if rows is None else rows, strict=True):
             target[:] = self._values[row, columns]
 
+    def runs(self) -> list[Run]:
+        """Return the whole array."""
+        return [Run(0, None, list(self._values))]
+
 
 class SelectedRows:
     """Some rows of others, in the order given; nothing is copied until a block is read.
@@ -122,6 +133,10 @@ class SelectedRows:
         """Read columns of all or some of the selected rows."""
         self._rows.read_into(start, out, self._selected if rows is None else self._selected[rows])
 
+    def runs(self) -> list[Run]:
+        """Return the selected rows of what lies in memory."""
+        return [run.selected(self._selected.tolist()) for run in runs_of(self._rows)]
+
 
 def blocks(rows: Rows, max_columns: int) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield ``(columns, (n, b) array)``, left to right, ``b <= max_columns``.
@@ -140,7 +155,7 @@ def block_width(n: int, d: int, *, elements: int) -> int:
     """Return the columns of a block, a power of 2: about ``elements`` values, and a small part of the input.
 
     >>> block_width(10, 10**7, elements=1 << 20), block_width(10, 10**5, elements=1 << 20)
-    (65536, 8192)
+    (65536, 16384)
     """
     wanted = min(elements, max(n * d // _BLOCKS_PER_INPUT, _LEAST_ELEMENTS)) // n
     return 1 << max(wanted.bit_length() - 1, 8)
@@ -155,6 +170,19 @@ def most_threads(n: int, d: int, *, width: int) -> int:
     (6, 51)
     """
     return max(max(n * d // 10, _LEAST_MEMORY) // (n * width), 1)
+
+
+def spread_columns(rows: Rows, size: int) -> NDArray[Any]:
+    """Return all columns, or where there are more, ``size`` of them, evenly spread in pieces."""
+    n, d = rows.shape
+    size = min(d, size)
+    values: NDArray[Any] = np.empty((n, size), rows.dtype)
+    pieces = 1 if size == d else _SPREAD_PIECES
+    width = size // pieces
+    for piece in range(pieces):
+        start = piece * (d - width) // max(pieces - 1, 1)
+        rows.read_into(start, values[:, piece * width : (piece + 1) * width])
+    return values
 
 
 def map_blocks(rows: Rows, work: Callable[[slice, NDArray[Any]], T], *, width: int) -> list[T]:
@@ -238,7 +266,9 @@ def as_rows(updates: Rows | NDArray[Any], *, rule: str) -> Rows:
     return rows
 
 
-def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any]]]:
+def finite_blocks(
+    rows: Rows, *, rule: str, max_columns: int = BLOCK_COLUMNS
+) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield the blocks of ``rows``, each checked while it is in cache.
 
     Raises
@@ -246,7 +276,7 @@ def finite_blocks(rows: Rows, *, rule: str) -> Iterator[tuple[slice, NDArray[Any
     ReplyError
         Naming the first row that holds NaN or Inf.
     """
-    for columns, block in blocks(rows, BLOCK_COLUMNS):
+    for columns, block in blocks(rows, max_columns):
         require_finite(columns, block, rule=rule)
         yield columns, block
 
@@ -310,7 +340,10 @@ def canonical_order(updates: Rows | NDArray[Any]) -> NDArray[np.intp]:
     array([2, 1, 0])
     """
     rows = as_rows(updates, rule="canonical_order")
-    groups = [np.arange(rows.shape[0])]
+    _, head = next(finite_blocks(rows, rule="canonical_order", max_columns=_HEAD_COLUMNS))
+    groups = _split(np.arange(rows.shape[0]), head)
+    if len(groups) == rows.shape[0]:
+        return np.concatenate(groups)
     for _, block in finite_blocks(rows, rule="canonical_order"):
         groups = [part for group in groups for part in _split(group, block)]
         if len(groups) == rows.shape[0]:
