@@ -54,6 +54,8 @@ def test_central_noise_is_for_one_node_of_each_client(sampling, given, drawn, ca
 def test_noise_of_the_clients_is_for_one_node_of_each_client():
     strategy = DistributedDp(
         FedAvg(weighting="uniform"),
+        unit="client",
+        adjacency="zero_out",
         clip_norm=1.0,
         noise_multiplier=2.0,
         population=len(SAYS),
