@@ -73,6 +73,9 @@ FIELDS: dict[str, frozenset[str]] = {
 }
 """Event types and the fields that each line of them has."""
 
+TERMINAL = frozenset({"run_finished", "run_failed"})
+"""Types that end a run."""
+
 
 class EventLog:
     """Appends events to a file: ``log("round_started", round=1, ...)``; safe to call from any thread.
