@@ -1,6 +1,7 @@
 """``fl-plugins deploy``: make a deployment with TLS and node authentication, and drive it on one machine."""
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -101,7 +102,7 @@ def _init(args: argparse.Namespace) -> int:
     print(f"server/        to the SuperLink's machine, {settings.address}")
     print(f"nodes/0 … {settings.num_nodes - 1}   one folder to each node's machine, and to no other")
     print("operator/      to whoever starts runs: FLWR_HOME=… flwr run . deployment")
-    print(f"\nall of it on this machine: fl-plugins deploy up {args.folder}")
+    print(f"\nall of it on this machine: fl-plugins deploy up {shlex.quote(str(args.folder))}")
     return 0
 
 
@@ -189,7 +190,7 @@ def _run(args: argparse.Namespace) -> int:
     layout = Layout.open(args.folder)
     if not processes.is_running(layout.server):
         raise ConfigError(
-            f"deploy: no SuperLink runs here; start it with `fl-plugins deploy up {args.folder}`."
+            f"deploy: no SuperLink runs here; start it with `fl-plugins deploy up {shlex.quote(str(args.folder))}`."
         )
     check_keys(given, RunConfig.defaults(), where="the ready-made app")
     check_run(

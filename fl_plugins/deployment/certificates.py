@@ -110,12 +110,19 @@ def general_name(host: str) -> x509.GeneralName:
     Raises
     ------
     ConfigError
-        If it is neither an IP address nor a DNS name.
+        If it is neither the IP address of one machine nor a DNS name.
     """
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        address = ipaddress.ip_address(host)
     except ValueError:
         name = host.lower()
+    else:
+        if address.is_unspecified or address.is_multicast:
+            raise ConfigError(
+                f"deploy: host={host!r} is no address that a node could connect to; give the name or address "
+                "under which nodes reach the SuperLink."
+            )
+        return x509.IPAddress(address)
     # A name of digits and dots is a mistyped address: no top-level domain is a number.
     if not _DNS_NAME.fullmatch(name) or name.rsplit(".", 1)[-1].isdigit():
         raise ConfigError(

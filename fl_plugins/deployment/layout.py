@@ -23,7 +23,7 @@ from fl_plugins.checks import check_int
 from fl_plugins.errors import ConfigError
 from fl_plugins.simulation.app_template import to_toml
 
-from .certificates import LOOPBACK, SERVER_DAYS, general_name
+from .certificates import AUTHORITY_DAYS, LOOPBACK, SERVER_DAYS, general_name
 
 SETTINGS_FILE = "deployment.toml"
 SUPERLINK_PORT = 9092
@@ -49,7 +49,7 @@ class Settings:
     task : str
         What ``fl-plugins deploy run`` trains if it is not told otherwise.
     days : int
-        How long the server's certificate is valid, >= 1.
+        How long the server's certificate is valid, >= 1; no longer than the authority's own.
 
     Raises
     ------
@@ -68,6 +68,11 @@ class Settings:
         general_name(self.host)
         check_int("deploy", "nodes", self.num_nodes, minimum=1)
         check_int("deploy", "days", self.days, minimum=1)
+        if self.days > AUTHORITY_DAYS:
+            raise ConfigError(
+                f"deploy: days={self.days}, but the authority's own certificate is valid for {AUTHORITY_DAYS}; "
+                "give at most as many."
+            )
         for name, last in (("port", 0), ("runtime_port", self.num_nodes - 1)):
             check_int("deploy", name, getattr(self, name), minimum=1)
             if getattr(self, name) + last > _LAST_PORT:

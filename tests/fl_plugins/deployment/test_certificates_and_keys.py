@@ -69,6 +69,12 @@ def test_a_host_that_is_no_name_is_refused(host):
         general_name(host)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
+def test_a_host_that_nobody_can_connect_to_is_refused(host):
+    with pytest.raises(ConfigError, match="no address that a node could connect to"):
+        general_name(host)
+
+
 def test_flower_reads_both_halves_of_a_node_key(tmp_path):
     key = make_node_key("node-0")
     (tmp_path / "k.pub").write_bytes(key.public)

@@ -92,6 +92,7 @@ def test_what_is_written_reads_back(layout):
     ("setting", "message"),
     [
         ({"num_nodes": 0}, "nodes=0"),
+        ({"days": 999_999_999}, "days=999999999, but the authority's own certificate"),
         ({"port": 9095}, "among the nodes' own ports"),
         ({"port": 65536}, "65535"),
     ],
