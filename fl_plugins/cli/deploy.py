@@ -190,7 +190,8 @@ def _run(args: argparse.Namespace) -> int:
     layout = Layout.open(args.folder)
     if not processes.is_running(layout.server):
         raise ConfigError(
-            f"deploy: no SuperLink runs here; start it with `fl-plugins deploy up {shlex.quote(str(args.folder))}`."
+            "deploy: no SuperLink runs here; start it with "
+            f"`fl-plugins deploy up {shlex.quote(str(args.folder))}`."
         )
     check_keys(given, RunConfig.defaults(), where="the ready-made app")
     check_run(

@@ -70,8 +70,8 @@ class Settings:
         check_int("deploy", "days", self.days, minimum=1)
         if self.days > AUTHORITY_DAYS:
             raise ConfigError(
-                f"deploy: days={self.days}, but the authority's own certificate is valid for {AUTHORITY_DAYS}; "
-                "give at most as many."
+                f"deploy: days={self.days}, but the authority's own certificate is valid for "
+                f"{AUTHORITY_DAYS}; give at most as many."
             )
         for name, last in (("port", 0), ("runtime_port", self.num_nodes - 1)):
             check_int("deploy", name, getattr(self, name), minimum=1)
