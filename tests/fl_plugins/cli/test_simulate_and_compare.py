@@ -6,8 +6,7 @@ import pytest
 
 from fl_plugins.cli import _runs, main
 from fl_plugins.cli._preflight import check_cohorts
-from fl_plugins.cli.compare import split_specs
-from fl_plugins.errors import RunFailedError, SpecError
+from fl_plugins.errors import RunFailedError
 from fl_plugins.runlog.events import EventLog
 from fl_plugins.simulation.run_directory import read_config
 
@@ -397,22 +396,3 @@ def test_ctrl_c_is_status_130_and_the_superlink_has_ended(tmp_path, flower, monk
     assert run(tmp_path, *command) == 130
     assert ended == [True]
     assert "interrupted" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("fedavg", ["fedavg"]),
-        (" a ;b;; c(x=1; y)", ["a", "b", "c(x=1; y)"]),
-        ("a(n='x;\\';') ; b(n=\"';\")", ["a(n='x;\\';')", 'b(n="\';")']),
-        ("a(b(c=[1;2]);3);d", ["a(b(c=[1;2]);3)", "d"]),
-    ],
-)
-def test_specs_are_split_at_semicolons_outside_brackets_and_quotes(text, expected):
-    assert split_specs(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "  ", ";;"])
-def test_no_spec_at_all_is_an_error(text):
-    with pytest.raises(SpecError, match="names none"):
-        split_specs(text)
