@@ -218,7 +218,7 @@ def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_proces
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_run_can_be_resumed(app, tmp_path, temp):
-    config = ("--app", str(app), "--name", "x", "--run-config", "num-rounds=3 pause=2.0")
+    config = ("--app", str(app), "--name", "x", "--run-config", "num-rounds=3 pause=10.0")
     process = start(tmp_path, "simulate", *config)
     read_until(process, "round 1 of 3")
     tree = descendants(process.pid)
