@@ -38,7 +38,7 @@ deploy-demo: install
 
 # Those that start Flower's processes wait for these most of the time: three at once, and one by one.
 test: fast
-	$(BIN)/python -m pytest -m "e2e and not long" -n 3 --dist load --maxschedchunk 1
+	$(BIN)/python -m pytest -m "e2e and not long" -n 2 --dist load --maxschedchunk 1
 
 test-long: install
 	$(BIN)/python -m pytest -m long

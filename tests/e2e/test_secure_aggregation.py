@@ -39,7 +39,7 @@ ENCRYPTED = "ckks_aggregation(fedavg(), max_weight=400, clip=2.0)"
     ("strategy", "num_helpers"),
     [
         pytest.param(SECURE, 0, id="pairwise"),
-        pytest.param(HELPED, 2, id="helpers"),
+        pytest.param(HELPED, 2, id="helpers", marks=pytest.mark.long),
         pytest.param(ENCRYPTED, 0, id="encrypted", marks=pytest.mark.long),
     ],
 )

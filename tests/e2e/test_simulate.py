@@ -190,7 +190,9 @@ def test_compare_shows_what_worked_and_what_failed_and_leaves_nothing_behind(app
     wait_until_nothing_is_left(tree, temp, seconds=0.1)
 
 
-@pytest.mark.parametrize(("nodes", "ray"), [(1, False), (1, True), (2, True)])
+@pytest.mark.parametrize(
+    ("nodes", "ray"), [(1, False), pytest.param(1, True, marks=pytest.mark.long), (2, True)]
+)
 def test_nodes_host_six_virtual_clients_with_the_bits_of_six_nodes_in_one_process(tmp_path, temp, nodes, ray):
     """A node alone has all cores and a JAX device for each; the engine serves it, unless told not to."""
     task = "digits(model='mlp')"
