@@ -16,8 +16,8 @@ from fl_plugins.simulation.superlink import SuperLink, local_superlink
 FLWR = Path(sys.executable).parent / "flwr"
 
 LONGEST = ("test_faults.py", "test_additive_aggregation.py")
-"""Begin first, so that nothing long is left for the end. No simulation is among them: beside these, Ray's start
-takes so long that Flower may miss the run's heartbeat."""
+"""Begin first, so that nothing long is left for the end. No simulation is among them: beside these, Ray
+starts so slowly that Flower may miss the run's heartbeat."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

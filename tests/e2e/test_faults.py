@@ -280,7 +280,7 @@ def check_late_silent_and_two_at_once(layout: Layout) -> None:
             run_in(layout, impatient_config, name="impatient", show=listen)
         assert of(patient.result(), "run_finished")
     # Node 0 is on a slow link, node 1 has a clock that is 2 minutes late.
-    # Node 3 may have been too slow to say its name before its first round; then it is named after its id there.
+    # Node 3 may be too slow to say its name before its first round, and is then named after its id there.
     assert {c for c in clients(seen, status="accepted") if not c.startswith("node-")} == {"0", "1", "2", "3"}
     joined, missed = silent
     assert of(seen, "round_started", round=joined)[0]["available"] == 4
