@@ -108,7 +108,11 @@ def start(tmp_path, *arguments, nodes=2):
     """Start ``fl-plugins`` as it is when the virtual environment is not activated."""
     environment = {**os.environ, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     environment.pop("VIRTUAL_ENV", None)
-    code = "import sys; from fl_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    # A shell's job in the background, as these tests may be, ignores Ctrl-C, and so would all that it starts.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fl_plugins.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     return subprocess.Popen(
         [
             sys.executable,
