@@ -336,14 +336,14 @@ def document(results: list[Result], repeats: int, note: str) -> str:
             f"{repeats} interleaved repeats, float32, f = (n − 3) // 4. {note}".strip(),
             "",
             "- *ours s*, *flwr s*: `aggregate_train` end to end on the same ArrayRecords. Ours checks every "
-            "reply (layout, finiteness, metrics) and reports who counted; flwr does not.",
+            "reply (layout, finiteness, metrics) and reports who counted.",
             "- *byzfl s*: end to end too, what a user must write around its kernel: `Array.numpy()` of every "
             "array, concatenate, stack, call, split, a new ArrayRecord. No check.",
             "- *our kernel s*, *byzfl's kernel s*: the rule alone on the same stacked (n, d) array.",
             "- Where the stack has more than 1 GiB, byzfl is not run.",
             "- What bounds ours: every reply is read from memory twice, to judge it before it counts and for "
-            "the rule, and the new parameters are written three times (aggregate, step, record). At n=10, "
-            "d=10^7 these alone are most of a median; distances add a product for every pair of rows.",
+            "the rule, and the new parameters are written three times (aggregate, step, record); distances "
+            "add a product for every pair of rows.",
             "",
             HEADER,
             *map(table_row, results),
