@@ -91,6 +91,12 @@ def in_engine() -> bool:
     return ENGINE in sys.modules
 
 
+def in_actor() -> bool:
+    """Whether this is a process of Ray, in which a simulation engine has its nodes served."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def tells_of_replies() -> bool:
     """Whether :func:`pause` ends when a reply has come, so that it may be long."""
     return _telling.is_set()

@@ -301,8 +301,8 @@ def one_node_each(clients: Mapping[str, int]) -> dict[str, int]:
 
     What bounds the influence of a client must not count it twice because it runs two nodes.
     """
-    chosen: dict[str, int] = {}
-    for name, node in sorted(clients.items(), key=lambda item: name_order(item[0])):
+    chosen = {name: node for name, node in clients.items() if said_name(name, node) == name}
+    for name, node in clients.items():
         chosen.setdefault(said_name(name, node), node)
     if surplus := sorted(set(clients.values()) - set(chosen.values())):
         logger.warning(

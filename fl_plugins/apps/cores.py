@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from .._flower_engine import in_engine
+from .._flower_engine import in_actor, in_engine
 
 
 def one_device_per_core(in_process_cores: int) -> None:
@@ -33,7 +33,6 @@ def one_device_per_core(in_process_cores: int) -> None:
 
 def _cores_of_actor() -> int:
     """Return how many cores Ray assigned to this actor; 0 where there is none."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if not in_actor():
         return 0
-    return int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    return int(sys.modules["ray"].get_runtime_context().get_assigned_resources().get("CPU", 0))

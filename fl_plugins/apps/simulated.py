@@ -3,25 +3,19 @@
 A deployed node has a config of its own, and what it is, no run may say: there the same keys are an error.
 """
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Context
 
 from .. import wire
+from .._flower_engine import in_actor
 from ..additive_round import HELPER, ROLE
 from ..ckks_round import KEY
 from ..errors import ConfigError
 from .config import RunConfig, partition_of
 
 SIMULATED_HELPERS, SIMULATED_SUM_KEY = "simulated-helpers", "simulated-sum-key"
-
-
-def is_simulated() -> bool:
-    """Whether this process is a client of Flower's simulation engine, which runs them in Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def own_config(context: Context) -> Mapping[str, Any]:
@@ -41,7 +35,7 @@ def own_config(context: Context) -> Mapping[str, Any]:
     if run.simulated_helpers:
         partition_id, num_partitions = partition_of(own)
         given[ROLE] = HELPER if partition_id >= num_partitions - run.simulated_helpers else "client"
-    if given and not is_simulated():
+    if given and not in_actor():
         key = SIMULATED_HELPERS if run.simulated_helpers else SIMULATED_SUM_KEY
         raise ConfigError(
             f"run config: {key} is given, but this node is not simulated: its operator says what it is, with "

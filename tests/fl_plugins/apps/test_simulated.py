@@ -60,7 +60,7 @@ def run(strategy: str, num_nodes: int, **chosen: Any) -> Any:
 def test_a_run_with_simulated_helpers_trains_what_the_same_clients_train_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(simulated, "is_simulated", lambda: True)
+    monkeypatch.setattr(simulated, "in_actor", lambda: True)
     strategy = "additive_aggregation(fedavg(), helpers=2, max_weight=1000, clip=4.0, evaluate=['loss'])"
     helped = run(strategy, 6, simulated_helpers=2)
     plain = run("fedavg()", 4)
