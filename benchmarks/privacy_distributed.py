@@ -26,7 +26,16 @@ import adaptive_clipping
 import numpy as np
 
 from fl_plugins.errors import ConfigError
-from fl_plugins.privacy import Accountant, Everyone, Gaussian, NeighborRelation, NoiseSource, Release
+from fl_plugins.privacy import (
+    Accountant,
+    Everyone,
+    Gaussian,
+    Mechanism,
+    Method,
+    NeighborRelation,
+    NoiseSource,
+    Release,
+)
 from fl_plugins.privacy.calibration import smallest
 from fl_plugins.privacy.clipping import clip_l2
 from fl_plugins.secagg.distributed_noise import DistributedNoise, Noise
@@ -39,12 +48,12 @@ EPSILONS = (0.5, 1.0, 2.0, 4.0)
 ROUNDS, SEEDS, CLIP_NORM = 30, 3, 1.0
 
 
-def epsilon(mechanism: object, rounds: int = 1) -> float:
+def epsilon(mechanism: Mechanism, rounds: int = 1) -> float:
     """Return ε of some releases by RDP alone."""
     accountant = Accountant(RELATION)
-    release = Release(mechanism=mechanism, sampling=Everyone(), relation=RELATION)  # type: ignore[arg-type]
+    release = Release(mechanism=mechanism, sampling=Everyone(), relation=RELATION)
     accountant.compose(release, rounds)
-    return accountant.report(DELTA, pld=False).by_method["rdp"]  # type: ignore[index]
+    return accountant.report(DELTA, pld=False).by_method[Method.RDP]
 
 
 def central_multiplier(target: float) -> float:

@@ -209,10 +209,11 @@ def _train_silos(
             error *= np.minimum(1.0, NORM / np.maximum(norms, 1e-12))[:, np.newaxis]
             total = x.T @ error + rng.normal(0.0, std, model.shape)
             model -= step_size * total / (RATE * len(mine))
-    return tuple(  # type: ignore[return-value]
+    choose, test = (
         float(np.mean((data[f"{part} x"] @ weights).argmax(axis=-1) == data[f"{part} y"].argmax(axis=1)))
         for part in ("choose", "test")
     )
+    return choose, test
 
 
 @cache
